@@ -1,0 +1,1 @@
+"""pathctl - the control plane: configuration, sequences, supervision, API and command line."""
