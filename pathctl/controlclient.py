@@ -1,0 +1,139 @@
+"""controlclient - commands to one nbdkit over its control socket.
+
+JSON lines, one short connection per command, every command with a time limit.  A reply with an error becomes a
+PathctlError; no reply becomes NoAnswer, because the command may have been carried out.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pathctl import errors
+from pathctl.errors import ErrorCode
+
+LINE_LIMIT = 1 << 20
+
+CODES = {
+    "bad_request": ErrorCode.INTERNAL,
+    "not_found": ErrorCode.NOT_FOUND,
+    "refused": ErrorCode.REFUSED,
+    "timeout": ErrorCode.TIMEOUT,
+    "peer_lost": ErrorCode.UNREACHABLE,
+    "io": ErrorCode.INTERNAL,
+    "internal": ErrorCode.INTERNAL,
+}
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What nbdkit says of its volume, counted in tracks.  `format show` says the same of one that does not run."""
+
+    uuid: str = ""
+    role: str | None = None
+    pid: int | None = None
+    size: int = 0
+    track_size: int = 0
+    tracks: int = 0
+    clients: int = 0
+    pair: str | None = None
+    side: str | None = None
+    peer: str | None = None
+    operation: str | None = None
+    committed: bool = False
+    ready: bool = False
+    session: int | None = None
+    link: str = "none"
+    link_error: str | None = None
+    invalid: int = 0
+    owed: int = 0
+    complete: bool = False
+    incomplete: bool = False
+    waiting: int = 0
+    failed: str | None = None
+    copy_rate_bytes_s: int | None = None
+    counters: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    ok: dict[str, Any] | None = None
+    error: _Error | None = None
+
+
+async def call(path: Path | str, op: str, limit_s: float, **fields: object) -> Mapping[str, Any]:
+    """The `ok` object of one command's reply."""
+    sent = False
+    try:
+        async with asyncio.timeout(limit_s):
+            reader, writer = await asyncio.open_unix_connection(str(path), limit=LINE_LIMIT)
+            try:
+                sent = True
+                writer.write(msgspec.json.encode({"op": op, **fields}) + b"\n")
+                await writer.drain()
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except TimeoutError as error:
+        raise _no_answer(path, op, f"did not answer within {limit_s:g} s", sent, ErrorCode.TIMEOUT) from error
+    except (OSError, ValueError) as error:  # ValueError: a line above the limit
+        raise _no_answer(path, op, f"cannot be asked ({error})", sent) from error
+    return _result(path, op, line)
+
+
+async def status(path: Path | str, limit_s: float) -> Status:
+    return msgspec.convert(await call(path, "status", limit_s), Status)
+
+
+def _result(path: Path | str, op: str, line: bytes) -> Mapping[str, Any]:
+    if not line.endswith(b"\n"):
+        raise _no_answer(path, op, "ended before it answered", True)
+    try:
+        reply = msgspec.json.decode(line, type=_Reply)
+    except msgspec.DecodeError as error:
+        raise errors.internal(f"the data plane at {path} answered {op} with something else: {error}") from error
+    if reply.error is not None:
+        raise errors.PathctlError(CODES.get(reply.error.code, ErrorCode.INTERNAL), reply.error.message)
+    return reply.ok or {}
+
+
+def _no_answer(
+    path: Path | str, op: str, what: str, sent: bool, code: ErrorCode = ErrorCode.INTERNAL
+) -> errors.NoAnswer:
+    return errors.NoAnswer(code, f"the data plane of volume {Path(path).stem} {what} when told to {op}", sent=sent)
+
+
+async def take_sockets(path: Path | str, limit_s: float) -> list[socket.socket]:
+    """The listening sockets that the process holds, duplicated for us."""
+    return await asyncio.to_thread(_take_sockets, str(path), limit_s)
+
+
+def _take_sockets(path: str, limit_s: float) -> list[socket.socket]:
+    taken: list[int] = []
+    line = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(limit_s)
+            client.connect(path)
+            client.sendall(b'{"op":"sockets"}\n')
+            while not line.endswith(b"\n"):
+                data, handles, _, _ = socket.recv_fds(client, LINE_LIMIT, 4)
+                taken += handles
+                line += data
+                if not data:
+                    break
+        _result(path, "sockets", line)
+    except (OSError, errors.PathctlError) as error:
+        for handle in taken:
+            os.close(handle)
+        if isinstance(error, errors.PathctlError):
+            raise
+        raise _no_answer(path, "sockets", f"cannot be asked ({error})", True) from error
+    return [socket.socket(fileno=handle) for handle in taken]

@@ -1,0 +1,89 @@
+"""nbdkitcmd - from rows to the command line and environment of one nbdkit.  Pure: looks nothing up, starts nothing."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pathctl import config, db
+
+# Requests of one connection that can be in work.  For the host well above the waiters that the plugin admits (128),
+# so that requests which need nobody are still received; the peer's connections carry one or few requests each.
+THREADS = {"host": 160, "peer": 8}
+
+LISTEN_FD = 3  # where nbdkit looks for the socket (sd_listen_fds(3))
+
+# LISTEN_PID must be nbdkit's own process id: exec keeps the shell's.
+LAUNCHER = ("/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh")
+
+
+class Plane(msgspec.Struct, frozen=True):
+    """Everything that makes one volume's process what it is; when it differs, the process is another one."""
+
+    volume: str
+    uuid: str
+    role: Literal["host", "peer"]
+    backing: str
+    meta: str
+    control: str
+    log: str
+    unix: str | None = None  # role host: the path of the listening socket
+    address: str | None = None  # role peer
+    port: int | None = None
+    psk_file: str | None = None
+
+
+def plane(cfg: config.Config, host: db.Host | None, volume: db.Volume, row: db.Connection | None) -> Plane | None:
+    """What should run for a volume: None when it is neither attached nor paired."""
+    common = Plane(
+        volume=volume.name,
+        uuid=volume.uuid,
+        role="host",
+        backing=volume.backing,
+        meta=str(cfg.meta(volume.name)),
+        control=str(cfg.control_socket(volume.name)),
+        log=str(cfg.log(volume.name)),
+        unix=str(cfg.nbd_socket(volume.name)),
+    )
+    if row is not None and row.side == "destination":
+        assert host is not None, "a connection exists only on a host with a name"
+        return msgspec.structs.replace(
+            common, role="peer", unix=None, address=host.address, port=row.port, psk_file=str(cfg.psk(row.pair))
+        )
+    return common if volume.attached or row is not None else None
+
+
+def argv(wanted: Plane, nbdkit: str, plugin: str, data: config.Data) -> list[str]:
+    """The whole command, launcher included."""
+    tls = [f"--tls-psk={wanted.psk_file}", "--tls=require"] if wanted.psk_file else []
+    parameters = [f"{name}={value}" for name, value in msgspec.structs.asdict(data).items() if value is not None]
+    return [
+        *LAUNCHER,
+        nbdkit,
+        "--foreground",
+        "-t",
+        str(THREADS[wanted.role]),
+        *tls,
+        "python",
+        plugin,
+        f"role={wanted.role}",
+        f"volume={wanted.volume}",
+        f"meta={wanted.meta}",
+        f"backing={wanted.backing}",
+        f"control={wanted.control}",
+        *parameters,
+    ]
+
+
+def environment(own: Mapping[str, str], priority: Path) -> dict[str, str]:
+    """The interpreter's own folder goes first on PATH: nbdkit's Python is the first python3 there."""
+    bin_folder = str(Path(sys.executable).parent)
+    passed = {name: own[name] for name in ("PYTHONPATH", "HOME", "LANG", "TZ", "TMPDIR") if name in own}
+    return {
+        **passed,
+        "PATH": f"{bin_folder}:{own.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
+        "LISTEN_FDS": "1",
+        "GNUTLS_SYSTEM_PRIORITY_FILE": str(priority),
+    }

@@ -1,0 +1,127 @@
+"""process - one child process by its pidfd, whether we started it or found it.
+
+A pid may be used again, a pidfd never is.  A killed child that was adopted by somebody else stays a zombie for a
+while: its pidfd says at once that it has ended.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+
+from pathctl import errors, nbdkitcmd
+
+LOG_LIMIT = 1 << 20
+LOG_TAIL = 4096
+
+
+class Process:
+    """A running process; `handle` stays open until `close`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._handle = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def kill(self) -> None:
+        if self._handle >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    async def ended(self) -> None:
+        """Wait until the process has ended, and reap it if it is our child."""
+        loop = asyncio.get_running_loop()
+        # A handle of its own: several may wait, and the loop knows one reader per descriptor.
+        handle = os.dup(self._handle)
+        over = asyncio.Event()
+        loop.add_reader(handle, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+        _reap(self.pid)
+
+    async def kill_and_wait(self, limit_s: float) -> None:
+        self.kill()
+        try:
+            await asyncio.wait_for(self.ended(), limit_s)
+        except TimeoutError as error:
+            raise errors.internal(
+                f"process {self.pid} is still there {limit_s:g} s after SIGKILL, probably stuck in I/O; "
+                "look at its backing device"
+            ) from error
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # an adopted one is reaped by init
+        os.waitpid(pid, os.WNOHANG)
+
+
+def spawn(argv: list[str], environment: dict[str, str], listener: socket.socket, log: Path) -> int:
+    """Start nbdkit in a session of its own, the listening socket as descriptor 3; -> its pid.
+
+    posix_spawn and no preexec_fn: this process has threads, and Python code between fork and exec could hang there.
+    """
+    _rotate(log)
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, listener.fileno(), nbdkitcmd.LISTEN_FD),
+    ]
+    return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > LOG_LIMIT:
+        log.replace(log.with_name(log.name + ".1"))
+
+
+def last_line(log: Path) -> str:
+    """What the process said last, to tell the user why it does not run."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def check_listener(pid: int, listener: socket.socket) -> None:
+    """Refuse a process that does not listen on exactly the socket it was given.
+
+    nbdkit that finds no socket for it (LISTEN_PID) listens in clear on every address instead.
+    """
+    inode = os.fstat(listener.fileno()).st_ino
+    try:
+        held = os.readlink(f"/proc/{pid}/fd/{nbdkitcmd.LISTEN_FD}")
+        own = {c.laddr for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    except (OSError, psutil.Error) as error:
+        raise errors.internal(f"the sockets of process {pid} cannot be looked at: {error}") from error
+    given = {listener.getsockname()[:2]} if listener.family != socket.AF_UNIX else set()
+    if held != f"socket:[{inode}]" or own - given:
+        raise errors.internal(
+            f"nbdkit {pid} does not listen on the socket it was given ({held}, {own}) and was killed; report this"
+        )
+
+
+def find(control_folder: Path) -> dict[str, list[int]]:
+    """The nbdkit processes whose control sockets lie in this folder, by volume."""
+    found: dict[str, list[int]] = {}
+    prefix = f"control={control_folder}/"
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        control = next((word for word in words if word.startswith(prefix)), None)
+        if control and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.setdefault(control.removeprefix(prefix).removesuffix(".ctl"), []).append(process.pid)
+    return found
