@@ -1,0 +1,262 @@
+"""modes - commands and sessions: everything that changes what the volume is.  Pure flows.
+
+Each change quiesces first (nothing in flight, waiters on invalid tracks aside), becomes durable, then admits again.
+Repeating a command that already holds is an answer, not an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from nbdplugin import actions, checkpoint
+from nbdplugin.actions import Flow
+from nbdplugin.core import Core, Request
+from nbdplugin.errors import PeerLost, PeerRefused, Refused
+from nbdplugin.lineage import Greeting
+from nbdplugin.tracks import Change
+
+
+def _quiesced(core: Core, change: Callable[[], Flow[None]]) -> Flow[None]:
+    yield from core.quiesce()
+    try:
+        core.turn += 1
+        yield from change()
+    finally:
+        core.resume_admission()
+
+
+def connect(core: Core, operation: str, pair: str, peer: str, invalidate: str) -> Flow[None]:
+    """The source's half of a pair: recorded, not ready, not committed."""
+    header = core.table.header
+    if header.pair == pair:
+        return
+    if header.pair is not None:
+        raise Refused(f"the volume belongs to pair {header.pair} already; delete that pair first")
+    if invalidate == "destination" and core.table.invalid.count:
+        raise Refused(
+            f"{core.table.invalid.count} tracks of the source are invalid, so it cannot be the copy to push from; "
+            "choose --invalidate source or a complete source"
+        )
+
+    def change() -> Flow[None]:
+        header.side, header.pair, header.peer, header.operation = "source", pair, peer, operation
+        header.invalidate, header.committed, header.ready = invalidate, False, False
+        header.session = header.accepted = 0
+        header.peer_generation = header.epoch = None
+        yield from core.write_header()
+
+    yield from _quiesced(core, change)
+
+
+def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: tuple[str, ...]) -> Flow[None]:
+    """THE COMMIT POINT: one side's tracks marked, path ready by command, in one durable header.
+
+    `peer_line`: the destination's generation and its ancestors, from the greeting.
+    """
+    header = core.table.header
+    _check_pair(core, pair)
+    if header.committed:
+        return
+
+    def change() -> Flow[None]:
+        is_source, clients = header.invalidate == "source", count_clients()
+        if is_source and clients:
+            raise Refused(
+                f"the source is in use by {clients} client(s) whose caches would be stale; "
+                "detach it first or use --force"
+            )
+        header.committed = header.ready = True
+        if is_source:
+            header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
+            header.peer_generation = header.generation
+        else:
+            header.take_generation(core.new_name(), peer_line[0])
+            header.peer_generation = None
+        core.extents.clear()
+        yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))
+
+    yield from _quiesced(core, change)
+
+
+def suspend(core: Core, pair: str) -> Flow[None]:
+    """Path not ready by command; what is on both sides by now is recorded as such."""
+    _check_committed(core, pair)
+    yield from _end_ready(core)
+
+
+def _end_ready(core: Core) -> Flow[None]:
+    header = core.table.header
+
+    def change() -> Flow[None]:
+        yield from checkpoint.checkpoint_or_note(core)
+        if core.session is not None:
+            yield from core.end_session(core.session, "the path was suspended")
+        core.link_error = None
+        if header.ready:
+            header.ready = False
+            yield from core.write_header()
+
+    yield from _quiesced(core, change)
+
+
+def resume(core: Core, pair: str) -> Flow[None]:
+    """Path ready by command; the link thread greets the peer."""
+    _check_committed(core, pair)
+    header = core.table.header
+    if header.ready:
+        return
+
+    def change() -> Flow[None]:
+        header.ready = True
+        yield from core.write_header()
+
+    yield from _quiesced(core, change)
+
+
+def stop(core: Core, pair: str) -> Flow[None]:
+    """First step of a delete: checkpoint, session closed, not ready, durable."""
+    if core.table.header.pair == pair:
+        yield from _end_ready(core)
+
+
+def disconnect(core: Core, pair: str) -> Flow[None]:
+    """Drops the pair; invalid tracks stay invalid, they belong to the volume.  Owed marks go with the pair."""
+    header = core.table.header
+    if header.pair != pair:
+        return
+
+    def change() -> Flow[None]:
+        if core.session is not None:
+            yield from core.end_session(core.session, "the pair was deleted")
+        header.side = header.pair = header.peer = header.operation = header.invalidate = None
+        header.committed = header.ready = False
+        header.peer_generation = header.epoch = None
+        header.session = header.accepted = 0
+        core.extents.clear()
+        core.has_own_generation = False
+        core.link_error = None
+        yield from core.write_table(lambda: core.table.build_fill(invalid=None, owed=False))
+        core.wake_all("path")
+
+    yield from _quiesced(core, change)
+
+
+def drain(core: Core) -> Flow[None]:
+    """Everything durable, nothing admitted any more: the process may be killed.  The caller re-admits on its limit."""
+    yield from core.quiesce()
+    yield from checkpoint.checkpoint_or_note(core)
+
+
+def _check_pair(core: Core, pair: str) -> None:
+    if core.table.header.pair != pair:
+        raise Refused(f"the volume belongs to {core.table.header.pair or 'no pair'}, not to pair {pair}")
+
+
+def _check_committed(core: Core, pair: str) -> None:
+    _check_pair(core, pair)
+    if not core.table.header.committed:
+        raise Refused(f"pair {pair} is still being created")
+
+
+# --- sessions ---
+
+
+def begin_session(core: Core) -> Flow[Greeting]:
+    """A new session number, durable before it is sent."""
+    header = core.table.header
+
+    def build() -> Change:
+        header.session = max(header.session, header.accepted) + 1
+        return core.table.build_change((), {}, header=True)
+
+    yield from core.write_table(build)
+    return Greeting(
+        pair=header.pair or "",
+        size=header.size,
+        track_size=header.track_size,
+        session=header.session,
+        accepted=header.accepted,
+        committed=header.committed,
+        invalidate=header.invalidate or "",
+        generation=header.generation,
+        ancestors=tuple(header.ancestors),
+        differs=bool(core.table.owed.count or core.table.active_on_disk),
+    )
+
+
+def note_accepted(core: Core, greeting: Greeting, epoch: str) -> Flow[bool]:
+    """The peer took the session.  Result: whether anything will be pushed, so that it marks itself incomplete.
+
+    A peer that restarted, or failed a sync, since we last knew it may lack what was not checkpointed: owed.
+    """
+    header = core.table.header
+
+    def change() -> Flow[None]:
+        if header.pair != greeting.pair or header.session != greeting.session:
+            raise PeerLost("the pair changed while the peer was greeted")
+        if header.committed and header.epoch != epoch:
+            for extent in core.table.active_on_disk:
+                core.table.mark_owed(core.table.geometry.get_extent_span(extent))
+            core.table.restore_owed()
+        header.epoch, header.accepted = epoch, greeting.session
+        yield from core.write_header()
+
+    yield from _quiesced(core, change)
+    return core.table.owed.count > 0
+
+
+def session_up(core: Core, session: int, is_told: bool) -> Flow[bool]:
+    """The path is ready, unless a command came between (PeerLost).
+
+    False if tracks became owed since the peer was asked whether anything will be pushed: tell it first.
+    """
+    header = core.table.header
+
+    def change() -> Flow[None]:
+        if header.accepted != session or not (header.committed and header.ready):
+            raise PeerLost("the path was suspended or deleted while the peer was greeted")
+        if core.table.owed.count and not is_told:
+            return
+        core.session = session
+        core.is_complete = False
+        core.link_error = None
+        core.counts.sessions += 1
+        core.wake_all("path")
+        yield from ()
+
+    yield from _quiesced(core, change)
+    return core.session == session
+
+
+def finish(core: Core) -> Flow[bool]:
+    """Tells the peer that it has everything, so that it is complete and of our generation."""
+    request = Request()
+    yield from core.admit(request)
+    try:
+        session, header = core.session, core.table.header
+        if session is None or core.is_complete or core.table.owed.count:
+            return False
+        if not (yield from checkpoint.checkpoint(core)) and core.session != session:
+            return False
+        if core.table.owed.count or core.session != session:
+            return False
+        if header.peer_generation != header.generation:
+            header.peer_generation = header.generation  # before the peer has it: a lineage taken too often does no harm
+            yield from core.write_header()
+        message = {"op": "complete", "generation": header.generation, "ancestors": header.ancestors}
+        try:
+            yield actions.PeerTell(session, message)
+        except (PeerLost, PeerRefused) as error:
+            yield from core.end_session(session, error)
+            return False
+        core.is_complete = core.session == session and not core.table.owed.count
+        return core.is_complete
+    finally:
+        core.depart(request)
+
+
+def lose_session(core: Core, session: int, reason: str) -> Flow[None]:
+    """The link says so: a keep-alive failed."""
+    with contextlib.suppress(PeerLost):
+        yield from core.end_session(session, reason)

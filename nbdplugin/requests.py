@@ -1,0 +1,210 @@
+"""requests - the host's reads, writes and flushes.  Pure flows over decide's table.
+
+Raises StoreFailed, PathNotReady, VolumeFailed: each is EIO to the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+from nbdplugin import actions, checkpoint, transfer
+from nbdplugin.actions import Data, Flow, Outcome
+from nbdplugin.core import Core, Request
+from nbdplugin.decide import Cover, Kind, Path, Step, decide
+from nbdplugin.errors import PathNotReady, PeerLost, StoreFailed
+from nbdplugin.gate import Ticket
+from nbdplugin.geometry import Span
+
+
+@dataclasses.dataclass(slots=True)
+class HostWrite:
+    """One write of at most a few extents.  `data` None: zeroes."""
+
+    kind: Kind
+    offset: int
+    length: int
+    data: Data
+    is_fua: bool = False
+
+
+def classify(core: Core, kind: Kind, offset: int, length: int) -> Cover:
+    """What the range meets, for decide's table."""
+    span = core.table.geometry.get_span(offset, length)
+    if core.table.invalid.is_any(span.first, span.count):
+        if kind is Kind.READ or get_invalid_edges(core, offset, length):
+            return Cover.PART
+        return Cover.WHOLE
+    return Cover.OWED if core.table.owed.is_all(span.first, span.count) else Cover.VALID
+
+
+def get_invalid_edges(core: Core, offset: int, length: int) -> tuple[int, ...]:
+    """The invalid tracks that the range covers only in part."""
+    return tuple(t for t in core.table.geometry.get_edges(offset, length) if core.table.invalid.get(t))
+
+
+def read(core: Core, offset: int, length: int) -> Flow[Data]:
+    """The local bytes, once every track of the range is valid."""
+    request = Request()
+    yield from core.admit(request)
+    try:
+        span = core.table.geometry.get_span(offset, length)
+        while (step := decide(Kind.READ, classify(core, Kind.READ, offset, length), core.path)) is not Step.LOCAL:
+            yield from _bring(core, request, span, step)
+        data = yield actions.StoreRead(offset, length)
+        core.counts.read_bytes += length
+        return data
+    finally:
+        core.depart(request)
+
+
+def write(core: Core, item: HostWrite) -> Flow[None]:
+    """Returns when the write may be acknowledged."""
+    request = Request()
+    yield from core.admit(request)
+    try:
+        is_done = False
+        while not is_done:
+            core.check_writable()
+            ticket = yield from _enter(core, request, item)
+            if ticket is None:
+                return
+            try:
+                is_done = yield from _write_in_gate(core, item)
+            finally:
+                core.leave_gate(ticket)
+        if item.is_fua:
+            yield from _flush_both(core)
+    finally:
+        core.depart(request)
+
+
+def flush(core: Core) -> Flow[None]:
+    """Everything acknowledged before is durable on both sides, or owed."""
+    request = Request()
+    yield from core.admit(request)
+    try:
+        yield from _flush_both(core)
+    finally:
+        core.depart(request)
+
+
+def _flush_both(core: Core) -> Flow[None]:
+    session = core.session
+    yield from core.sync_store()
+    if session is not None:
+        yield from checkpoint.flush_peer(core, session)
+
+
+def _bring(core: Core, request: Request, span: Span, step: Step) -> Flow[None]:
+    """One step towards valid tracks; raises PathNotReady when there is none."""
+    if step is Step.FAIL:
+        raise PathNotReady("the volume holds no valid data there and belongs to no pair that could bring it")
+    if step is Step.WAIT:
+        yield from core.await_path(request)
+    else:
+        yield from transfer.fetch(core, span)
+
+
+def _enter(core: Core, request: Request, item: HostWrite) -> Flow[Ticket | None]:
+    """Into the gate with no invalid track covered in part; None when nothing of a trim is left."""
+    while True:
+        step = decide(item.kind, classify(core, item.kind, item.offset, item.length), core.path)
+        if step is Step.SKIP:
+            _skip_edges(core, item)
+            if item.length <= 0:
+                return None
+        elif step in (Step.FETCH, Step.WAIT, Step.FAIL):
+            edge = get_invalid_edges(core, item.offset, item.length)[0]
+            yield from _bring(core, request, Span(edge, 1), step)
+        else:
+            ticket = yield from core.enter_gate(item.offset, item.length)
+            if not get_invalid_edges(core, item.offset, item.length):
+                return ticket
+            core.leave_gate(ticket)
+
+
+def _skip_edges(core: Core, item: HostWrite) -> None:
+    """A trim keeps its hands off invalid tracks that it covers in part."""
+    geometry = core.table.geometry
+    for track in get_invalid_edges(core, item.offset, item.length):
+        start, length = geometry.get_range(Span(track, 1))
+        end = item.offset + item.length
+        if start <= item.offset:
+            item.offset, item.length = start + length, end - start - length
+        else:
+            item.length = start - item.offset
+
+
+def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
+    """False if a failed sync made a partly covered track invalid first: enter anew."""
+    span = core.table.geometry.get_span(item.offset, item.length)
+    extents = core.table.geometry.get_extents(span)
+    while not checkpoint.is_prepared(core, extents):
+        yield from checkpoint.prepare(core, extents)
+    if get_invalid_edges(core, item.offset, item.length):
+        return False
+    checkpoint.use_extents(core, extents)
+    try:
+        distrusts = core.distrusts
+        outcome = yield from _carry_out(core, item, span)
+        if core.distrusts != distrusts and outcome.local is None:
+            outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
+        yield from _conclude(core, span, outcome)
+    finally:
+        checkpoint.release_extents(core, extents)
+    core.counts.write_bytes += item.length
+    return True
+
+
+def _carry_out(core: Core, item: HostWrite, span: Span) -> Flow[Outcome]:
+    """Both legs, or the local one; Outcome.peer is None only where the peer has the write for good."""
+    step = decide(item.kind, classify(core, item.kind, item.offset, item.length), core.path)
+    if step is Step.BOTH and core.session is not None:
+        session = core.session
+        outcome: Outcome = yield actions.WriteBoth(session, item.offset, item.length, item.data)
+        if outcome.peer is not None:
+            yield from core.end_session(session, outcome.peer)
+        elif core.session != session:
+            return Outcome(outcome.local, PeerLost("the session ended meanwhile"))
+        else:
+            core.unflushed.add((span.first, span.count))
+            core.counts.mirrored_bytes += item.length
+        return outcome
+    if core.path is not Path.ALONE:
+        core.table.mark_owed(span)
+    try:
+        yield actions.StoreWrite(item.offset, item.length, item.data)
+    except StoreFailed as error:
+        return Outcome(error, PeerLost("not sent"))
+    return Outcome(None, PeerLost("not sent"))
+
+
+def _conclude(core: Core, span: Span, outcome: Outcome) -> Flow[None]:
+    """The marks that make the outcome true, durable where they must be; raises if it was a failure."""
+    if outcome.local is not None:
+        yield from _conclude_local_failure(core, span, outcome)
+        return
+    is_paired = core.path is not Path.ALONE
+    core.table.mark_valid(span)
+    if outcome.peer is not None and is_paired:
+        core.table.mark_owed(span)
+        while checkpoint.needs_generation(core):
+            yield from checkpoint.prepare(core, range(0))
+    yield from checkpoint.settle(core, span)
+    if core.table.invalid.is_any(span.first, span.count) and outcome.peer is not None:
+        raise StoreFailed("a sync", errno.EIO)
+
+
+def _conclude_local_failure(core: Core, span: Span, outcome: Outcome) -> Flow[None]:
+    """Invalid if the peer has the tracks as they should be now, else owed."""
+    assert outcome.local is not None
+    is_paired = core.path is not Path.ALONE
+    if outcome.peer is None and is_paired and not core.table.owed.is_any(span.first, span.count):
+        core.turn += 1
+        core.table.mark_invalid(span)
+        yield from core.write_marks([span])
+        return
+    if is_paired:
+        core.table.mark_owed(span)
+    raise outcome.local

@@ -1,0 +1,249 @@
+"""target - the destination's side: who may write here, in which session, and whether this copy is whole.  Pure flows.
+
+Owns the session fence: once a greeting is accepted, no callback of an older session runs or will ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nbdplugin import actions, lineage
+from nbdplugin.actions import Data, Flow, Patience, Wait, Waiter
+from nbdplugin.errors import PathError, PeerRefused, Refused, SessionOver, StoreFailed, VolumeFailed
+from nbdplugin.lineage import Facts, Verdict
+from nbdplugin.tracks import ANCESTORS, Change, Table
+
+
+class Target:
+    """Invariant: `running` counts callbacks by session; only those of `header.session` may begin."""
+
+    def __init__(self, table: Table, new_name: Callable[[], str]) -> None:
+        self.table = table
+        self.new_name = new_name
+        self.epoch = new_name()
+        self.running: dict[int, int] = {}
+        self.is_open = False
+        self.is_greeting = False
+        self.is_table_busy = False
+        self.failed: str | None = None
+        self.woken: list[Waiter] = []
+        self.waiters: list[Waiter] = []
+        self.read_bytes = 0
+        self.written_bytes = 0
+
+    # --- waiting ---
+
+    def _wait(self, patience: Patience = Patience.COMMAND) -> Flow[bool]:
+        waiter = Waiter()
+        self.waiters.append(waiter)
+        return bool((yield Wait(waiter, patience)))
+
+    def _wake(self) -> None:
+        for waiter in self.waiters:
+            waiter.is_done = True
+        self.woken += self.waiters
+        self.waiters = []
+
+    # --- greeting ---
+
+    def greet(self, fields: Any) -> Flow[dict[str, Any]]:
+        """The answer to a greeting; accepted only once no older session can touch the volume any more."""
+        greeting = lineage.parse_greeting(fields)
+        if greeting is None:
+            return {"verdict": "malformed", "message": "the greeting is not one of this protocol"}
+        while self.is_greeting:
+            if not (yield from self._wait()):
+                return {"verdict": "busy", "message": "another greeting is still under way"}
+        self.is_greeting = True
+        try:
+            verdict = lineage.judge(greeting, self._get_facts())
+            if verdict is Verdict.ACCEPTED and not (yield from self._open(greeting.session)):
+                return {"verdict": "busy", "message": "requests of an older session are still running at the peer"}
+            return self._answer(verdict)
+        finally:
+            self.is_greeting = False
+            self._wake()
+
+    def _open(self, session: int) -> Flow[bool]:
+        header = self.table.header
+        self.is_open = False
+        header.session = session  # from here on no older callback begins
+        yield from self._write_header()
+        while any(count for number, count in self.running.items() if number < session):
+            if not (yield from self._wait()):
+                return False
+        self.running = {session: self.running.get(session, 0)}
+        self.is_open = True
+        return True
+
+    def _get_facts(self) -> Facts:
+        header = self.table.header
+        return Facts(
+            pair=header.pair,
+            size=header.size,
+            track_size=header.track_size,
+            session=header.session,
+            generation=header.generation,
+            ancestors=tuple(header.ancestors),
+            incomplete=self.is_incomplete,
+        )
+
+    def _answer(self, verdict: Verdict) -> dict[str, Any]:
+        header = self.table.header
+        return {
+            "verdict": verdict.value,
+            "message": lineage.SENTENCES.get(verdict, ""),
+            "epoch": self.epoch,
+            "session": header.session,
+            "generation": header.generation,
+            "ancestors": header.ancestors,
+        }
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some of this copy is known not to be good."""
+        return self.table.header.incomplete or self.table.invalid.count > 0
+
+    # --- data callbacks of a session ---
+
+    def enter(self, session: int) -> None:
+        """Raises SessionOver unless this is the open session."""
+        if not self.is_open or session != self.table.header.session:
+            raise SessionOver(f"session {session} is over")
+        self.running[session] = self.running.get(session, 0) + 1
+
+    def leave(self, session: int) -> None:
+        self.running[session] -= 1
+        if self.running[session] == 0:
+            self._wake()
+
+    def read(self, session: int, offset: int, length: int) -> Flow[Data]:
+        self.enter(session)
+        try:
+            data = yield actions.StoreRead(offset, length)
+            self.read_bytes += length
+            return data
+        finally:
+            self.leave(session)
+
+    def write(self, session: int, offset: int, length: int, data: Data) -> Flow[None]:
+        self.enter(session)
+        try:
+            if self.failed is not None:
+                raise VolumeFailed(self.failed)
+            yield actions.StoreWrite(offset, length, data)
+            self.written_bytes += length
+        finally:
+            self.leave(session)
+
+    def flush(self, session: int) -> Flow[None]:
+        """Durable, or a new epoch: the source then owes us everything since the last good flush."""
+        self.enter(session)
+        try:
+            yield from self._sync()
+        finally:
+            self.leave(session)
+
+    def extent(self, session: int, offset: int, length: int) -> Flow[tuple[int, bool]]:
+        self.enter(session)
+        try:
+            found: tuple[int, bool] = yield actions.StoreExtent(offset, length)
+            return found
+        finally:
+            self.leave(session)
+
+    def _sync(self) -> Flow[None]:
+        try:
+            yield actions.StoreSync()
+        except StoreFailed:
+            self.epoch = self.new_name()
+            self.is_open = False  # the source greets anew and learns the epoch
+            raise
+
+    def tell(self, session: int, message: Any) -> Flow[dict[str, Any]]:
+        """A message of the source about the whole copy: "begin" of pushing, or "complete"."""
+        self.enter(session)
+        try:
+            op = message.get("op") if isinstance(message, dict) else None
+            if op == "begin":
+                yield from self._begin()
+            elif op == "complete":
+                yield from self._complete(message)
+            elif op != "alive":
+                raise PeerRefused(f"unknown message {op!r}")
+            return {"ok": True}
+        finally:
+            self.leave(session)
+
+    def _begin(self) -> Flow[None]:
+        if not self.table.header.incomplete:
+            self.table.header.incomplete = True
+            yield from self._write_header()
+
+    def _complete(self, message: dict[str, Any]) -> Flow[None]:
+        generation, ancestors = message.get("generation"), message.get("ancestors")
+        if not isinstance(generation, str) or not isinstance(ancestors, list) or len(ancestors) > ANCESTORS:
+            raise PeerRefused("a complete message without a lineage")
+        yield from self._sync()
+        header = self.table.header
+        was_pushed, header.incomplete = header.incomplete, False
+        header.generation, header.ancestors = generation, [str(item) for item in ancestors]
+        # Whoever pushed everything has overwritten what an earlier pair left invalid here.
+        yield from self._write(lambda: self.table.build_fill(invalid=False if was_pushed else None, owed=False))
+
+    # --- commands ---
+
+    def connect(self, operation: str, pair: str, peer: str, invalidate: str) -> Flow[None]:
+        """The destination's half of a pair."""
+        header = self.table.header
+        if header.pair == pair:
+            return
+        if header.pair is not None:
+            raise Refused(f"the volume belongs to pair {header.pair} already; delete that pair first")
+        if invalidate == "source" and self.is_incomplete:
+            raise Refused("the destination is incomplete, so it cannot be the copy to fetch from")
+        header.side, header.pair, header.peer, header.operation = "destination", pair, peer, operation
+        header.invalidate, header.committed, header.ready = invalidate, False, False
+        header.session = header.accepted = 0
+        yield from self._write_header()
+
+    def disconnect(self, pair: str) -> Flow[None]:
+        """No session of the pair is open from here on; what the volume holds stays as complete as it is."""
+        header = self.table.header
+        if header.pair != pair:
+            return
+        self.is_open = False
+        while any(self.running.values()):
+            if not (yield from self._wait()):
+                raise PathError("requests of the source are still running; try again")
+        header.side = header.pair = header.peer = header.operation = header.invalidate = None
+        header.session = header.accepted = 0
+        yield from self._write_header()
+
+    def drain(self) -> Flow[None]:
+        """Durable, and no callback begins any more; the process is about to be ended."""
+        self.is_open = False
+        yield actions.StoreSync()
+
+    def _write(self, build: Callable[[], Change]) -> Flow[None]:
+        """One durable change at a time, built when its turn comes."""
+        while self.is_table_busy:
+            yield from self._wait(Patience.SHORT)
+        if self.failed is not None:
+            raise VolumeFailed(self.failed)
+        self.is_table_busy = True
+        try:
+            change = build()
+            yield actions.WriteTable(change)
+            self.table.note_written(change)
+        except StoreFailed as error:
+            self.failed = f"the track table could not be written: {error}"
+            self.is_open = False
+            raise VolumeFailed(self.failed) from None
+        finally:
+            self.is_table_busy = False
+            self._wake()
+
+    def _write_header(self) -> Flow[None]:
+        yield from self._write(lambda: self.table.build_change((), {}, header=True))

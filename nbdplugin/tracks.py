@@ -1,0 +1,294 @@
+"""tracks - which tracks of this volume may be trusted, in memory and on disk.  Pure.
+
+Owns the *invalid* and *owed* bits and the header.  A bit may be set too long, never too short: a crash can cost
+an extra copy, it cannot lose a write.  Memory changes at once; the disk follows by Changes, which the caller
+writes and then reports with `note_written`.  Until then the shadow holds what the disk says of each page that
+differs from memory.  On disk as in memory no track is both invalid and owed: invalid wins.
+
+The caller holds the core's lock in every call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from nbdplugin import layout
+from nbdplugin.bitmap import Bitmap
+from nbdplugin.errors import TableDamaged
+from nbdplugin.geometry import Geometry, Span
+
+ANCESTORS = 8
+ACTIVE_MOST = 256
+
+
+@dataclasses.dataclass(slots=True)
+class Fill:
+    """What every page of a plane says that was not written after change number `since`."""
+
+    value: bool = False
+    since: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Header:
+    """What is so about one volume; one format for both sides of a pair.
+
+    `session` is the last number used (source) or accepted (destination), `accepted` the last one the peer
+    accepted.  `epoch` is our own (destination) or the peer's last seen (source).  `peer_generation` is the last
+    generation the peer may have.  `active` are the extents that may have unrecorded differences.
+    """
+
+    volume: str
+    size: int
+    track_size: int
+    generation: str
+    ancestors: list[str] = dataclasses.field(default_factory=list)
+    incomplete: bool = False
+    side: str | None = None
+    pair: str | None = None
+    peer: str | None = None
+    operation: str | None = None
+    invalidate: str | None = None
+    committed: bool = False
+    ready: bool = False
+    peer_generation: str | None = None
+    session: int = 0
+    accepted: int = 0
+    epoch: str | None = None
+    planes: dict[str, Fill] = dataclasses.field(default_factory=lambda: {name: Fill() for name in layout.PLANES})
+    active: list[int] = dataclasses.field(default_factory=list)
+
+    def encode(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
+
+    def take_generation(self, name: str, *also: str) -> None:
+        """A new lineage that descends from the present one and from `also`."""
+        line = dict.fromkeys([self.generation, *also, *self.ancestors])
+        self.ancestors = [item for item in line if item != name][:ANCESTORS]
+        self.generation = name
+
+
+def decode_header(payload: bytes) -> Header:
+    """Raises TableDamaged unless the payload is a header of this format."""
+    try:
+        fields: dict[str, Any] = json.loads(payload)
+        fields["planes"] = {name: Fill(bool(f["value"]), int(f["since"])) for name, f in fields["planes"].items()}
+        header = Header(**fields)
+        uuid.UUID(header.volume)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TableDamaged(f"the metadata header cannot be read ({error})") from None
+    if set(header.planes) != set(layout.PLANES):
+        raise TableDamaged(f"the metadata holds the planes {sorted(header.planes)}, not {sorted(layout.PLANES)}")
+    return header
+
+
+class Bits(NamedTuple):
+    """Both planes of one page (or masks over them) as integers, bit 0 the page's first track."""
+
+    invalid: int
+    owed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """One durable change: the pages first, then the header; either may be missing."""
+
+    pages: tuple[tuple[int, bytes, Bits], ...]
+    header: bytes | None
+    active: frozenset[int] | None = None
+    fill: tuple[bool | None, bool | None] = (None, None)
+
+
+class Table:
+    """Lock-free; see the module's promise.  `sequence` numbers the changes, ever rising."""
+
+    def __init__(self, header: Header, sequence: int = 0) -> None:
+        self.header = header
+        self.geometry = Geometry(header.size, header.track_size)
+        self.volume = uuid.UUID(header.volume)
+        self.sequence = sequence
+        self.invalid = Bitmap(self.geometry.tracks)
+        self.owed = Bitmap(self.geometry.tracks)
+        self.pages = layout.count_pages(self.geometry.tracks)
+        self.active_on_disk = frozenset(header.active)
+        self._shadow: dict[int, Bits] = {}
+        for name, plane in (("invalid", self.invalid), ("owed", self.owed)):
+            if header.planes[name].value:
+                plane.fill(True)
+
+    # --- what is so ---
+
+    def is_disk_clear(self, span: Span) -> bool:
+        """Whether no track of the span is still invalid on disk."""
+        return all(
+            not (bits.invalid >> low) & ((1 << count) - 1)
+            for page, low, count in self._get_parts(span)
+            if (bits := self._get_disk(page, low, count)) is not None
+        )
+
+    def get_disk(self, page: int) -> Bits:
+        """What the disk says of a page."""
+        return self._shadow.get(page) or self._get_memory(page)
+
+    def get_differing(self) -> set[int]:
+        """The pages whose disk image differs from memory."""
+        return set(self._shadow)
+
+    # --- memory ---
+
+    def mark_invalid(self, span: Span) -> None:
+        self._keep_disk(span)
+        self.owed.clear(span.first, span.count)
+        self.invalid.set(span.first, span.count)
+
+    def mark_valid(self, span: Span) -> None:
+        if self.invalid.is_any(span.first, span.count):
+            self._keep_disk(span)
+            self.invalid.clear(span.first, span.count)
+
+    def mark_owed(self, span: Span) -> None:
+        """Marks the tracks of the span that are not invalid."""
+        wanted = ~self.invalid.read_bits(span.first, span.count) & ((1 << span.count) - 1)
+        before = self.owed.read_bits(span.first, span.count)
+        if wanted & ~before:
+            self._keep_disk(span)
+            self.owed.write_bits(span.first, span.count, before | wanted)
+
+    def restore_invalid(self, page: int, bits: Bits) -> None:
+        """The invalid bits that memory had cleared ahead of the disk are set again where nothing is owed."""
+        first, count = self._get_page_tracks(page)
+        memory = self._get_memory(page)
+        self.invalid.write_bits(first, count, memory.invalid | bits.invalid & ~memory.owed)
+
+    def restore_owed(self) -> None:
+        """The owed bits that memory had cleared ahead of the disk are set again where the data is valid."""
+        for page, disk in self._shadow.items():
+            first, count = self._get_page_tracks(page)
+            memory = self._get_memory(page)
+            self.owed.write_bits(first, count, memory.owed | disk.owed & ~memory.invalid)
+
+    def clear_owed(self, span: Span) -> None:
+        if self.owed.is_any(span.first, span.count):
+            self._keep_disk(span)
+            self.owed.clear(span.first, span.count)
+
+    def restore_page(self, page: layout.Page) -> None:
+        """Takes over a page read from disk; call before any marks are made."""
+        first, count = self._get_page_tracks(page.index)
+        raw = page.payload
+        for name, plane, part in (
+            ("invalid", self.invalid, raw[: layout.PLANE_BYTES]),
+            ("owed", self.owed, raw[layout.PLANE_BYTES :]),
+        ):
+            if page.sequence > self.header.planes[name].since:
+                plane.write_bits(first, count, int.from_bytes(part, "little") & ((1 << count) - 1))
+        self.sequence = max(self.sequence, page.sequence)
+
+    # --- changes for the disk ---
+
+    def note_clearer(self) -> dict[int, Bits]:
+        """Which bits the disk has and memory has not, by page; forgets shadows that equal memory."""
+        self._shadow = {page: disk for page, disk in self._shadow.items() if disk != self._get_memory(page)}
+        noted = {}
+        for page, disk in self._shadow.items():
+            memory = self._get_memory(page)
+            bits = Bits(disk.invalid & ~memory.invalid, disk.owed & ~memory.owed)
+            if bits.invalid or bits.owed:
+                noted[page] = bits
+        return noted
+
+    def get_clear_mask(self, spans: Iterable[Span]) -> dict[int, Bits]:
+        """Masks that allow the invalid bits of these spans to be cleared on disk, nothing else."""
+        masks: dict[int, int] = {}
+        for span in spans:
+            for page, low, count in self._get_parts(span):
+                masks[page] = masks.get(page, 0) | ((1 << count) - 1) << low
+        return {page: Bits(mask, 0) for page, mask in masks.items()}
+
+    def get_pages(self, spans: Iterable[Span]) -> set[int]:
+        return {page for span in spans for page, _, _ in self._get_parts(span)}
+
+    def build_change(
+        self, pages: Iterable[int], clear: dict[int, Bits], header: bool, active: frozenset[int] | None = None
+    ) -> Change:
+        """Pages as memory has them, but no bit cleared on disk that is not in `clear`."""
+        self.sequence += 1
+        written = tuple(self._build_page(page, clear.get(page, Bits(0, 0))) for page in sorted(pages))
+        if active is not None:
+            self.header.active = sorted(active)
+        raw = self._encode_header() if header or active is not None else None
+        return Change(written, raw, active)
+
+    def build_fill(self, invalid: bool | None, owed: bool | None) -> Change:
+        """Whole planes set or cleared (None: kept) by the header alone; ends every active extent."""
+        self.sequence += 1
+        for name, plane, value in (("invalid", self.invalid, invalid), ("owed", self.owed, owed)):
+            if value is not None:
+                self.header.planes[name] = Fill(value, self.sequence)
+                plane.fill(value)
+        self.header.active = []
+        return Change((), self._encode_header(), frozenset(), (invalid, owed))
+
+    def note_written(self, change: Change) -> None:
+        """The change is durable."""
+        for page, _, bits in change.pages:
+            if bits == self._get_memory(page):
+                self._shadow.pop(page, None)
+            else:
+                self._shadow[page] = bits
+        if change.active is not None:
+            self.active_on_disk = change.active
+        if change.fill != (None, None):
+            self._shadow = {page: self._fill(page, bits, change.fill) for page, bits in self._shadow.items()}
+
+    def _fill(self, page: int, bits: Bits, fill: tuple[bool | None, bool | None]) -> Bits:
+        full = (1 << self._get_page_tracks(page)[1]) - 1
+        invalid, owed = (old if value is None else full * value for old, value in zip(bits, fill, strict=True))
+        return Bits(invalid, owed)
+
+    def _encode_header(self) -> bytes:
+        return layout.encode(layout.KIND_HEADER, 0, self.sequence, self.volume, self.header.encode())
+
+    def _build_page(self, page: int, clear: Bits) -> tuple[int, bytes, Bits]:
+        disk, memory = self.get_disk(page), self._get_memory(page)
+        invalid = disk.invalid & ~(clear.invalid & ~memory.invalid) | memory.invalid
+        owed = (disk.owed & ~(clear.owed & ~memory.owed) | memory.owed) & ~invalid
+        size = layout.PLANE_BYTES
+        payload = invalid.to_bytes(size, "little") + owed.to_bytes(size, "little")
+        raw = layout.encode(layout.KIND_BITS, page, self.sequence, self.volume, payload)
+        return page, raw, Bits(invalid, owed)
+
+    def _get_memory(self, page: int) -> Bits:
+        first, count = self._get_page_tracks(page)
+        return Bits(self.invalid.read_bits(first, count), self.owed.read_bits(first, count))
+
+    def _get_disk(self, page: int, low: int, count: int) -> Bits | None:
+        bits = self._shadow.get(page)
+        if bits is None:
+            first = page * layout.TRACKS_PER_PAGE + low
+            if not self.invalid.is_any(first, count):
+                return None
+            return self._get_memory(page)
+        return bits
+
+    def _keep_disk(self, span: Span) -> None:
+        for page, _, _ in self._get_parts(span):
+            if page not in self._shadow:
+                self._shadow[page] = self._get_memory(page)
+
+    def _get_page_tracks(self, page: int) -> tuple[int, int]:
+        first = page * layout.TRACKS_PER_PAGE
+        return first, min(layout.TRACKS_PER_PAGE, self.geometry.tracks - first)
+
+    def _get_parts(self, span: Span) -> Iterable[tuple[int, int, int]]:
+        """(page, first track within it, count) for each page the span touches."""
+        per, track = layout.TRACKS_PER_PAGE, span.first
+        while track < span.end:
+            page, low = divmod(track, per)
+            count = min(per - low, span.end - track)
+            yield page, low, count
+            track += count

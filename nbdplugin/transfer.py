@@ -1,0 +1,170 @@
+"""transfer - tracks on their way between the two sides: fetch on demand, pull and push of the copy.  Pure flows.
+
+A fetched track is marked valid last, a pushed track stops being owed last; a crash before that costs a repetition.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from nbdplugin import actions, checkpoint
+from nbdplugin.actions import Data, Flow
+from nbdplugin.core import Core, Request
+from nbdplugin.errors import PeerLost, PeerRefused, StoreFailed
+from nbdplugin.gate import Ticket
+from nbdplugin.geometry import Span
+
+RUN_BYTES = 1 << 20
+HOLE_BYTES = 256 << 20
+
+
+def fetch(core: Core, span: Span) -> Flow[None]:
+    """Brings the span's invalid tracks; whoever waited at the gate meanwhile finds them valid.
+
+    Returns early when the session ends: the caller decides anew.  Raises StoreFailed.
+    """
+    ticket = yield from core.enter_gate(*core.table.geometry.get_range(span))
+    try:
+        track = span.first
+        while core.session is not None and (run := _find_within(core, track, span.end)) is not None:
+            if not (yield from _fetch_run(core, run, core.session)):
+                return
+            track = run.end
+    finally:
+        core.leave_gate(ticket)
+
+
+def _find_within(core: Core, track: int, end: int) -> Span | None:
+    most = max(1, RUN_BYTES // core.table.geometry.track_size)
+    found = core.table.invalid.find_run(track, most)
+    if found is None or found[0] >= end:
+        return None
+    return Span(found[0], min(found[1], end - found[0]))
+
+
+def _fetch_run(core: Core, run: Span, session: int) -> Flow[bool]:
+    """Reads a run from the peer and stores it; False if the session ended."""
+    offset, length = core.table.geometry.get_range(run)
+    try:
+        data = yield actions.PeerRead(session, offset, length, True)
+    except (PeerLost, PeerRefused) as error:
+        yield from core.end_session(session, error)
+        return False
+    yield from _store(core, run, offset, length, data)
+    core.counts.fetched_tracks += run.count
+    core.counts.fetched_bytes += length
+    return True
+
+
+def _store(core: Core, run: Span, offset: int, length: int, data: Data) -> Flow[None]:
+    """Valid last; raises StoreFailed, also when a failed sync meanwhile may have lost what was written."""
+    distrusts = core.distrusts
+    yield actions.StoreWrite(offset, length, data)
+    if core.distrusts != distrusts:
+        raise StoreFailed("a sync", errno.EIO)
+    core.table.mark_valid(run)
+
+
+def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
+    """(run, is_pull) for the copy at or after the cursor, long enough for a hole; None when nothing is left there.
+
+    Invalid tracks first: the host waits for them.
+    """
+    if core.session is None:
+        return None
+    most = max(1, HOLE_BYTES // core.table.geometry.track_size)
+    pull = core.table.invalid.find_run(cursor, most)
+    if pull is not None:
+        return Span(*pull), True
+    push = core.table.owed.find_run(cursor, most)
+    return None if push is None else (Span(*push), False)
+
+
+def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
+    """Copies the first even piece of the run, taken whole or not at all.
+
+    Result: (tracks the cursor may skip, bytes moved over the link); (0, 0) when a host request was there first or
+    the session ended.
+    """
+    request = Request()
+    yield from core.admit(request)
+    try:
+        session = core.session
+        if session is None:
+            return 0, 0
+        turn = core.turn
+        offset, length = core.table.geometry.get_range(run)
+        extent = actions.PeerExtent(session, offset, length) if is_pull else actions.StoreExtent(offset, length)
+        piece, is_zero = yield extent
+        run = _cut(core, run, piece, is_zero)
+        ticket = core.gate.try_enter(*core.table.geometry.get_range(run))
+        if ticket is None:
+            return run.count, 0
+        return (yield from _copy_in_gate(core, run, is_pull, is_zero, session, turn, ticket))
+    except (PeerLost, PeerRefused) as error:
+        assert session is not None
+        yield from core.end_session(session, error)
+        return 0, 0
+    finally:
+        core.depart(request)
+
+
+def _cut(core: Core, run: Span, piece: int, is_zero: bool) -> Span:
+    """Whole tracks of the piece if it is a hole, at most RUN_BYTES if it holds data."""
+    size = core.table.geometry.track_size
+    length = core.table.geometry.get_range(run)[1]
+    if is_zero and piece >= min(size, length):
+        return run if piece >= length else Span(run.first, piece // size)
+    return Span(run.first, min(run.count, max(1, RUN_BYTES // size)))
+
+
+def _copy_in_gate(
+    core: Core, run: Span, is_pull: bool, is_zero: bool, session: int, turn: int, ticket: Ticket
+) -> Flow[tuple[int, int]]:
+    try:
+        plane = core.table.invalid if is_pull else core.table.owed
+        if core.turn != turn or not plane.is_all(run.first, run.count):
+            return 0, 0
+        if is_pull:
+            return (yield from _pull(core, run, is_zero and _is_long(core, run), session))
+        return (yield from _push(core, run, is_zero and _is_long(core, run), session))
+    finally:
+        core.leave_gate(ticket)
+
+
+def _is_long(core: Core, run: Span) -> bool:
+    """Whether a run can only be a hole: data runs end at RUN_BYTES, and short holes are found by reading."""
+    return core.table.geometry.get_range(run)[1] > RUN_BYTES
+
+
+def _pull(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
+    offset, length = core.table.geometry.get_range(run)
+    data = None if is_hole else (yield actions.PeerRead(session, offset, length, False))
+    yield from _store(core, run, offset, length, data)
+    _count_copied(core, run, length, data is None)
+    return run.count, 0 if data is None else length
+
+
+def _push(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
+    offset, length = core.table.geometry.get_range(run)
+    extents = core.table.geometry.get_extents(run)
+    if is_hole:  # asked before the gate; a host write may have passed since
+        piece, is_zero = yield actions.StoreExtent(offset, length)
+        if not is_zero or piece < length:
+            return 0, 0
+    data = None if is_hole else (yield actions.StoreRead(offset, length))
+    checkpoint.touch_extents(core, extents)
+    yield actions.PeerWrite(session, offset, length, data)
+    if core.session != session:
+        return 0, 0
+    checkpoint.touch_extents(core, extents)
+    core.unflushed.add((run.first, run.count))
+    core.table.clear_owed(run)
+    _count_copied(core, run, length, data is None)
+    return run.count, 0 if data is None else length
+
+
+def _count_copied(core: Core, run: Span, length: int, is_zero: bool) -> None:
+    core.counts.copied_tracks += run.count
+    core.counts.copied_bytes += length
+    core.counts.zeroed_bytes += length if is_zero else 0
