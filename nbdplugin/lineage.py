@@ -37,7 +37,7 @@ SENTENCES = {
     Verdict.ROLLED_BACK: "the peer's volume is older than what it had confirmed; delete the pair and create it anew",
     Verdict.INCOMPLETE: "the peer's volume is incomplete, so it cannot be the copy to fetch from",
     Verdict.PEER_AHEAD: "the peer has newer data than this volume; delete the pair and mark the other side invalid",
-    Verdict.BOTH_MOVED: "both volumes were written apart from each other; choose whose data to keep and create the pair anew",
+    Verdict.BOTH_MOVED: "both volumes were written apart; choose whose data to keep, then create the pair anew",
     Verdict.UNRELATED: "the two volumes do not share a history; delete the pair and create it anew",
 }
 
@@ -134,7 +134,5 @@ def judge(greeting: Greeting, facts: Facts) -> Verdict:
         return Verdict.OLD_SESSION
     if not greeting.committed:  # one side is about to be marked invalid: histories do not matter yet
         return Verdict.INCOMPLETE if facts.incomplete and greeting.invalidate == "source" else Verdict.ACCEPTED
-    kinship = get_kinship(
-        greeting.generation, greeting.ancestors, facts.generation, facts.ancestors, greeting.differs
-    )
+    kinship = get_kinship(greeting.generation, greeting.ancestors, facts.generation, facts.ancestors, greeting.differs)
     return _REFUSED.get(kinship, Verdict.ACCEPTED)

@@ -1,0 +1,151 @@
+"""copier - the background copy: several workers over one cursor, bounded by a rate that can change while it runs.
+
+The rate counts the bytes of the runs that hold data; holes cost nothing.  Rate None: no limit; 0: paused.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from nbdplugin import modes, transfer
+from nbdplugin.core import Core
+from nbdplugin.engine import Engine
+from nbdplugin.errors import PathError
+from nbdplugin.geometry import Span
+
+WORKERS = 4
+_IDLE_S = 0.2
+_BUSY_S = 0.01
+_FAILED_S = 1.0
+_STRIDE_GROWTH = 8
+
+log = logging.getLogger(__name__)
+
+
+class Bucket:
+    """Tokens are bytes; a run may overdraw once, then everybody waits until the debt is paid."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._change = threading.Condition()
+        self._tokens = 0.0
+        self._last = clock()
+        self.rate_bytes_s: int | None = None
+
+    def set_rate(self, rate_bytes_s: int | None) -> None:
+        with self._change:
+            self._refill()
+            self.rate_bytes_s = rate_bytes_s
+            self._tokens = min(self._tokens, 0.0) if rate_bytes_s else 0.0
+            self._change.notify_all()
+
+    def pay(self, count: int) -> None:
+        """Charges a run that was moved."""
+        with self._change:
+            self._refill()
+            self._tokens -= count
+
+    def wait_turn(self, limit_s: float) -> bool:
+        """Whether a run may start now; waits at most limit_s for it."""
+        with self._change:
+            self._refill()
+            if self.rate_bytes_s == 0:
+                self._change.wait(limit_s)
+                return False
+            if self.rate_bytes_s is None or self._tokens >= 0:
+                return True
+            self._change.wait(min(limit_s, -self._tokens / self.rate_bytes_s))
+            self._refill()
+            return self._tokens >= 0
+
+    def _refill(self) -> None:
+        now = self._clock()
+        if self.rate_bytes_s:
+            burst = max(self.rate_bytes_s / 10, 1.0)
+            self._tokens = min(burst, self._tokens + (now - self._last) * self.rate_bytes_s)
+        elif self.rate_bytes_s is None:
+            self._tokens = 0.0
+        self._last = now
+
+
+class Copier:
+    """`_cursor` and `_stride` are shared by the workers under the engine's lock."""
+
+    def __init__(self, core: Core, engine: Engine) -> None:
+        self._core = core
+        self._engine = engine
+        self._cursor = 0
+        self._stride = self._least = max(1, transfer.RUN_BYTES // core.table.geometry.track_size)
+        self._most = max(1, transfer.HOLE_BYTES // core.table.geometry.track_size)
+        self._is_finishing = False
+        self.bucket = Bucket()
+        self.error: str | None = None
+
+    def start(self) -> None:
+        for number in range(WORKERS):
+            threading.Thread(target=self._work, name=f"copy-{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                pause_s = self._step()
+                self.error = None if pause_s < _IDLE_S else self.error
+            except PathError as error:
+                if self.error != str(error):
+                    log.warning("the copy stopped for a moment: %s", error)
+                self.error, pause_s = str(error), _FAILED_S
+            if pause_s:
+                time.sleep(pause_s)
+
+    def _step(self) -> float:
+        """One run, or the closing message; returns how long to rest."""
+        if self._core.session is None:
+            return _IDLE_S
+        if not self.bucket.wait_turn(_IDLE_S):
+            return 0.0
+        with self._engine.lock:
+            found = self._choose()
+            if found is None and self._has_left():
+                return _BUSY_S
+        if found is None:
+            return self._finish()
+        return self._copy(*found)
+
+    def _has_left(self) -> bool:
+        return bool(self._core.table.invalid.count or self._core.table.owed.count)
+
+    def _choose(self) -> tuple[Span, bool] | None:
+        found = transfer.find_next(self._core, self._cursor)
+        if found is None:
+            self._cursor = 0
+            return None
+        run = Span(found[0].first, min(found[0].count, self._stride))
+        self._cursor = run.end
+        return run, found[1]
+
+    def _copy(self, run: Span, is_pull: bool) -> float:
+        done, moved = self._engine.run(transfer.copy_run(self._core, run, is_pull))
+        self.bucket.pay(moved)
+        with self._engine.lock:
+            if done < run.count:
+                self._cursor = min(self._cursor, run.first + done)
+                self._stride = self._least
+            elif moved == 0:
+                self._stride = min(self._stride * _STRIDE_GROWTH, self._most)
+            else:
+                self._stride = self._least
+        return 0.0 if done else _BUSY_S
+
+    def _finish(self) -> float:
+        with self._engine.lock:
+            if self._core.is_complete or self._is_finishing or self._core.session is None:
+                return _IDLE_S
+            self._is_finishing = True
+        try:
+            self._engine.run(modes.finish(self._core))
+        finally:
+            self._is_finishing = False
+        return _BUSY_S

@@ -1,0 +1,272 @@
+"""link - greets the peer, keeps the session alive, begins anew after a loss; carries out the core's peer actions.
+
+One thread.  It acts only while the core's header says committed and ready and an address is known.  A refusal is
+shown and tried again with a long back-off, a loss with a short one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbdplugin import actions, modes, peer, store
+from nbdplugin.actions import Outcome
+from nbdplugin.core import Core
+from nbdplugin.engine import Engine
+from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused, StoreFailed
+from nbdplugin.lineage import Greeting, Verdict
+from nbdplugin.params import Params
+from nbdplugin.peer import Address, Connection, Session
+from nbdplugin.store import Store
+
+URGENT = 8
+COPY = 4
+_ALIVE_S = 1.0
+_RETRY_S = (0.05, 0.1, 0.25, 0.5, 1.0)
+_REFUSED_RETRY_S = 5.0
+_ZERO_FACTOR = 6
+
+log = logging.getLogger(__name__)
+
+
+class Link:
+    """Invariant: `_session` is the only session whose connections may be used."""
+
+    def __init__(self, core: Core, params: Params, backing: Store) -> None:
+        self._core = core
+        self._params = params
+        self._store = backing
+        self._engine: Engine | None = None
+        self._address: Address | None = None
+        self._address_pair: str | None = None
+        self._session: Session | None = None
+        self._peer_line: tuple[str, tuple[str, ...]] | None = None
+        self._wanted = threading.Event()
+        self._establishing = threading.Lock()
+        self.state = "none"
+        self.hands: dict[type, Callable[[Any], Any]] = {
+            actions.PeerRead: self._read,
+            actions.PeerWrite: self._write,
+            actions.PeerExtent: self._find_extent,
+            actions.PeerFlush: self._flush,
+            actions.PeerTell: self._tell,
+            actions.WriteBoth: self._write_both,
+            actions.EndSession: self._end,
+        }
+
+    # --- commands ---
+
+    def start(self, engine: Engine) -> None:
+        self._engine = engine
+        threading.Thread(target=self._run, name="link", daemon=True).start()
+
+    def set_address(self, pair: str, address: Address) -> None:
+        """Where to find the peer of this pair; begins at once if the path is to be ready."""
+        if self._core.table.header.pair != pair:
+            raise Refused(f"the volume does not belong to pair {pair}")
+        self._address, self._address_pair = address, pair
+        self.poke()
+
+    def poke(self) -> None:
+        """Something changed: look again now."""
+        self._wanted.set()
+
+    def greet(self, pair: str) -> None:
+        """Once, before the pair is committed; remembers the peer's lineage for the commit."""
+        if self._core.table.header.pair != pair or self._address_pair != pair:
+            raise Refused(f"the volume does not belong to pair {pair} or no address was given")
+        with self._establishing:
+            greeting, meta, answer = self._greet()
+            meta.shut()
+            line = answer.get("ancestors")
+            if not isinstance(answer.get("generation"), str) or not isinstance(line, list):
+                raise PeerLost("the peer's answer has no lineage")
+            self._peer_line = greeting.pair, (answer["generation"], *map(str, line))
+
+    def get_peer_line(self, pair: str) -> tuple[str, ...]:
+        """The peer's generation and ancestors as of `greet`; raises Refused without one."""
+        if self._peer_line is None or self._peer_line[0] != pair:
+            raise Refused("the peer was not greeted yet")
+        return self._peer_line[1]
+
+    # --- the thread ---
+
+    def _is_wanted(self) -> bool:
+        header = self._core.table.header
+        return header.committed and header.ready and self._address_pair == header.pair is not None
+
+    def _run(self) -> None:
+        attempt = 0
+        while True:
+            self._wanted.wait(1.0)
+            self._wanted.clear()
+            while self._is_wanted():
+                try:
+                    session = self._establish()
+                    attempt = 0
+                    self._keep(session)
+                    self.state = "lost"
+                except (PeerRefused, Refused) as error:
+                    self._note("refused", error)
+                    self._wanted.wait(_REFUSED_RETRY_S)
+                except PathError as error:
+                    self._note("lost", error)
+                    self._wanted.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                    attempt += 1
+                self._wanted.clear()
+            self.state = "none"
+
+    def _note(self, state: str, error: Exception) -> None:
+        if self._core.link_error != str(error):
+            log.warning("path of volume %s: %s", self._params.volume, error)
+        self._core.link_error, self.state = str(error), state
+
+    def _establish(self) -> Session:
+        """A session that is up; raises PeerLost, PeerRefused."""
+        assert self._engine is not None
+        self.state = "connecting" if self.state != "refused" else self.state
+        with self._establishing:
+            greeting, meta, answer = self._greet()
+            try:
+                is_pushing = self._engine.run(modes.note_accepted(self._core, greeting, str(answer.get("epoch"))))
+                session = self._open(greeting, meta)
+            except PathError:
+                meta.shut()
+                raise
+        self._session = session
+        try:
+            is_told = False
+            while True:
+                if is_pushing and not is_told:
+                    self._tell(actions.PeerTell(session.number, {"op": "begin"}))
+                    is_told = True
+                if self._engine.run(modes.session_up(self._core, session.number, is_told)):
+                    break
+                is_pushing = True
+        except PathError:
+            session.end()
+            raise
+        self.state = "up"
+        log.info("path of volume %s is ready, session %d", self._params.volume, session.number)
+        return session
+
+    def _greet(self) -> tuple[Greeting, Connection, dict[str, Any]]:
+        assert self._engine is not None
+        address = self._address
+        if address is None:
+            raise Refused("no address of the peer is known")
+        meta = Connection(address, "meta", self._params.link_timeout_s)
+        try:
+            greeting = self._engine.run(modes.begin_session(self._core))
+            answer = peer.ask(meta, {"op": "greet", **greeting.to_json()})
+        except PathError:
+            meta.shut()
+            raise
+        verdict = answer.get("verdict")
+        if verdict == Verdict.ACCEPTED.value:
+            return greeting, meta, answer
+        meta.shut()
+        if verdict == Verdict.OLD_SESSION.value and isinstance(answer.get("session"), int):
+            self._core.table.header.session = max(self._core.table.header.session, answer["session"])
+            raise PeerLost("the peer has seen a newer session; the next attempt takes a higher number")
+        if verdict == "busy":
+            raise PeerLost(str(answer.get("message")))
+        raise PeerRefused(f"the peer refuses the path: {answer.get('message') or verdict}")
+
+    def _open(self, greeting: Greeting, meta: Connection) -> Session:
+        address = self._address
+        assert address is not None
+        opened: list[Connection] = []
+        try:
+            for number in range(URGENT + COPY):
+                export = f"data/{greeting.pair}/{greeting.session}/{number}"
+                opened.append(Connection(address, export, self._params.link_timeout_s))
+        except PeerLost:
+            for connection in opened:
+                connection.shut()
+            raise
+        return Session(greeting.session, meta, opened[:URGENT], opened[URGENT:])
+
+    def _keep(self, session: Session) -> None:
+        """Returns when the session is over, whoever ended it."""
+        assert self._engine is not None
+        reason: Exception | str = "the peer stopped answering"
+        while not session.is_over.wait(_ALIVE_S):
+            try:
+                self._tell(actions.PeerTell(session.number, {"op": "alive"}))
+            except PathError as error:
+                reason = error
+                break
+        self._engine.run(modes.lose_session(self._core, session.number, str(reason)))
+
+    # --- hands ---
+
+    def _get(self, number: int) -> Session:
+        session = self._session
+        if session is None or session.number != number or session.is_over.is_set():
+            raise PeerLost("the session is over")
+        return session
+
+    def _read(self, action: actions.PeerRead) -> bytearray | None:
+        session = self._get(action.session)
+        with (session.urgent if action.urgent else session.copy).take(self._params.link_timeout_s) as connection:
+            data = connection.read(action.offset, action.length)
+        return None if store.is_zero(data) else data
+
+    def _write(self, action: actions.PeerWrite) -> None:
+        data = action.data
+        with self._get(action.session).copy.take(self._params.link_timeout_s) as connection:
+            self._send(connection, action.offset, action.length, None if data and store.is_zero(data) else data)
+
+    def _send(self, connection: Connection, offset: int, length: int, data: actions.Data) -> None:
+        if data is None:
+            connection.zero(offset, length, self._params.link_timeout_s * _ZERO_FACTOR)
+        else:
+            connection.write(offset, data)
+
+    def _write_both(self, action: actions.WriteBoth) -> Outcome:
+        local: Exception | None = None
+        remote: Exception | None = None
+        try:
+            self._store.write(action.offset, action.length, action.data)
+        except StoreFailed as error:
+            local = error
+        try:
+            with self._get(action.session).urgent.take(self._params.link_timeout_s) as connection:
+                self._send(connection, action.offset, action.length, action.data)
+        except (PeerLost, PeerRefused) as error:
+            remote = error
+        return Outcome(local, remote)
+
+    def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:
+        with self._get(action.session).copy.take(self._params.link_timeout_s) as connection:
+            return connection.find_extent(action.offset, action.length)
+
+    def _flush(self, action: actions.PeerFlush) -> None:
+        with self._get(action.session).urgent.take(self._params.flush_timeout_s) as connection:
+            connection.flush(self._params.flush_timeout_s)
+
+    def _tell(self, action: actions.PeerTell) -> None:
+        session = self._get(action.session)
+        with session.meta_lock:
+            answer = session.meta.ask(action.message)
+        if answer.get("ok") is not True:
+            raise PeerRefused(f"the peer refused {action.message.get('op')}: {answer.get('message')}")
+
+    def _end(self, action: actions.EndSession) -> None:
+        session = self._session
+        if session is not None and session.number == action.session:
+            session.end()
+
+
+def parse_address(fields: dict[str, Any]) -> Address:
+    """From the control command `link`; raises BadRequest."""
+    host, port, psk_file, identity = (fields.get(key) for key in ("address", "port", "psk_file", "identity"))
+    if not (isinstance(host, str) and isinstance(psk_file, str) and isinstance(identity, str)):
+        raise BadRequest("link needs address, psk_file and identity")
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise BadRequest(f"port {port!r} is not a TCP port")
+    return Address(host, port, Path(psk_file), identity)

@@ -1,0 +1,164 @@
+"""metafile - the file that holds a volume's metadata: created, locked, read, repaired, written.
+
+Two copies of each page; the second is written after the first is durable, and a change is done after both.  A bad
+page is replaced by its twin; where both are bad the volume is not served.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbdplugin import layout, tracks
+from nbdplugin.errors import BadRequest, StoreFailed, TableDamaged
+from nbdplugin.layout import Page
+from nbdplugin.tracks import Change, Header, Table
+
+_LOCK_WAIT_S = 3.0
+
+
+def create(path: Path, header: Header) -> None:
+    """Writes the metadata of a new volume; raises BadRequest if the file is there and says something else."""
+    table = Table(header)
+    change = table.build_change((), {}, header=True)
+    assert change.header is not None
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        found = MetaFile(path, is_writer=False).table.header
+        if (found.volume, found.size, found.track_size) != (header.volume, header.size, header.track_size):
+            raise BadRequest(f"{path} exists and describes another volume") from None
+        return
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be created: {error.strerror}") from None
+    try:
+        os.ftruncate(fd, layout.get_file_size(table.geometry.tracks))
+        for copy in (0, 1):
+            os.pwrite(fd, change.header, layout.get_header_offset(copy))
+            os.fdatasync(fd)
+        _sync_folder(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise BadRequest(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class MetaFile:
+    """Invariant: `table` is what the file says, repaired; only one writer holds the file at a time."""
+
+    def __init__(self, path: Path, is_writer: bool = True) -> None:
+        """Raises BadRequest (missing, locked) or TableDamaged (both copies of a page are bad)."""
+        self.path = path
+        self._is_writer = is_writer
+        try:
+            self._fd = os.open(path, (os.O_RDWR if is_writer else os.O_RDONLY) | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadRequest(f"the metadata file {path} cannot be opened: {error.strerror}") from None
+        if is_writer:
+            self._lock()
+        try:
+            self.table = self._load()
+        except OSError as error:
+            raise TableDamaged(f"the metadata file {path} cannot be read: {error.strerror}") from None
+
+    def _lock(self) -> None:
+        end = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:  # a predecessor that was just killed may take a moment to go
+                if time.monotonic() > end:
+                    raise BadRequest(f"{self.path} is locked: another process serves this volume") from None
+                time.sleep(0.02)
+
+    def _load(self) -> Table:
+        raw = [os.pread(self._fd, layout.HEADER_SIZE, layout.get_header_offset(copy)) for copy in (0, 1)]
+        if any(len(item) != layout.HEADER_SIZE for item in raw):
+            raise TableDamaged(f"{self.path} is too short to be a metadata file")
+        copies = [layout.decode(item, layout.KIND_HEADER, 0, None) for item in raw]
+        page = layout.choose(*copies)
+        if page is None or page.sequence == 0:
+            raise TableDamaged(
+                f"both copies of the header of {self.path} are bad; delete the volume's pair, move the file away and "
+                "create the volume anew over its backing"
+            )
+        table = Table(tracks.decode_header(page.payload), page.sequence)
+        if os.fstat(self._fd).st_size < layout.get_file_size(table.geometry.tracks):
+            raise TableDamaged(f"{self.path} is shorter than the table of its volume")
+        best = raw[copies.index(page)]
+        for copy in (0, 1):
+            self._repair(copies[copy], page, best, layout.get_header_offset(copy))
+        for index in self._find_written(table):
+            table.restore_page(self._load_page(table, index))
+        if self._is_writer:
+            os.fdatasync(self._fd)
+        return table
+
+    def _load_page(self, table: Table, index: int) -> Page:
+        offsets = [layout.get_page_offset(index, copy, table.pages) for copy in (0, 1)]
+        raw = [os.pread(self._fd, layout.PAGE_SIZE, offset) for offset in offsets]
+        copies = [layout.decode(item, layout.KIND_BITS, index, table.volume) for item in raw]
+        page = layout.choose(*copies)
+        if page is None:
+            raise TableDamaged(
+                f"both copies of page {index} of {self.path} are bad; the pair's other side is the copy to keep: "
+                "delete the pair and create it with this side invalid"
+            )
+        for copy in (0, 1):
+            self._repair(copies[copy], page, raw[copies.index(page)], offsets[copy])
+        return page
+
+    def _repair(self, found: Page | None, best: Page, raw: bytes, offset: int) -> None:
+        if self._is_writer and (found is None or found.sequence != best.sequence):
+            os.pwrite(self._fd, raw, offset)
+
+    def _find_written(self, table: Table) -> Iterator[int]:
+        """The pages of which either copy is not a hole in the file."""
+        seen: set[int] = set()
+        end = layout.get_file_size(table.geometry.tracks)
+        offset = layout.BITS_START
+        while offset < end:
+            try:
+                start = os.lseek(self._fd, offset, os.SEEK_DATA)
+                offset = os.lseek(self._fd, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            first = max(0, start - layout.BITS_START) // layout.PAGE_SIZE
+            last = -(-(min(offset, end) - layout.BITS_START) // layout.PAGE_SIZE)
+            seen.update(page % table.pages for page in range(first, last))
+        yield from sorted(seen)
+
+    def write(self, change: Change) -> None:
+        """Raises StoreFailed; then either copy may hold the old or the new state of what was being written."""
+        try:
+            if change.pages:
+                for copy in (0, 1):
+                    for index, raw, _ in change.pages:
+                        self._put(raw, layout.get_page_offset(index, copy, self.table.pages))
+                    os.fdatasync(self._fd)
+            if change.header is not None:
+                for copy in (0, 1):
+                    self._put(change.header, layout.get_header_offset(copy))
+                    os.fdatasync(self._fd)
+        except OSError as error:
+            raise StoreFailed("writing the track table", error.errno or errno.EIO) from error
+
+    def _put(self, raw: bytes, offset: int) -> None:
+        if os.pwrite(self._fd, raw, offset) != len(raw):
+            raise OSError(errno.EIO, "a short write")

@@ -1,0 +1,65 @@
+"""params - the plugin's key=value parameters, checked before the process forks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from nbdplugin.errors import BadRequest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Params:
+    """`role`: host or peer.  Times in seconds: see DESIGN section 4.
+
+    fetch_timeout_s: how long a request for an invalid track waits for the path.
+    link_timeout_s: how long the peer may leave a request unanswered.  flush_timeout_s: the same for a flush.
+    """
+
+    role: str
+    volume: str
+    meta: Path
+    backing: Path
+    control: Path
+    fetch_timeout_s: float = 30.0
+    link_timeout_s: float = 5.0
+    flush_timeout_s: float = 30.0
+    command_timeout_s: float = 30.0
+    checkpoint_s: float = 1.0
+    max_waiters: int = 128
+
+
+_KINDS = {
+    "role": str,
+    "volume": str,
+    "meta": Path,
+    "backing": Path,
+    "control": Path,
+    "fetch_timeout_s": float,
+    "link_timeout_s": float,
+    "flush_timeout_s": float,
+    "command_timeout_s": float,
+    "checkpoint_s": float,
+    "max_waiters": int,
+}
+
+
+def parse(pairs: dict[str, str]) -> Params:
+    """Raises BadRequest naming the parameter that does not fit."""
+    values: dict[str, object] = {}
+    for key, text in pairs.items():
+        if key not in _KINDS:
+            raise BadRequest(f"unknown parameter {key!r}; known are {', '.join(_KINDS)}")
+        try:
+            value = _KINDS[key](text)
+        except ValueError:
+            raise BadRequest(f"parameter {key}={text!r} is not a number") from None
+        if isinstance(value, float | int) and not 0 < value < 1e6:
+            raise BadRequest(f"parameter {key}={text} is not above 0 and below a million")
+        values[key] = value
+    missing = [key for key in ("role", "volume", "meta", "backing", "control") if key not in values]
+    if missing:
+        raise BadRequest(f"missing parameter {missing[0]}=...")
+    if values["role"] not in ("host", "peer"):
+        raise BadRequest(f"role={values['role']} is neither host nor peer")
+    return Params(**values)  # type: ignore[arg-type]

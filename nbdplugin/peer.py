@@ -1,0 +1,219 @@
+"""peer - NBD connections to the peer's data plane: the only importer of libnbd.
+
+Each connection is used by one thread at a time, with synchronous calls; a watchdog shuts the socket of a call that
+the peer leaves unanswered.  Errors leave as PeerLost (drop everything) or PeerRefused (the peer said no).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbd
+
+from nbdplugin.errors import PeerLost, PeerRefused
+
+META_REPLY = 16 << 10
+_WATCH_S = 0.2
+_TCP_USER_TIMEOUT = 18  # linux/tcp.h
+_LENGTH = struct.Struct(">I")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where the peer's data plane listens, and the key of the pair."""
+
+    host: str
+    port: int
+    psk_file: Path
+    identity: str
+
+
+class Connection:
+    """One export of the peer.  `deadline`: when the watchdog may shut the call under way; None if there is none."""
+
+    def __init__(self, address: Address, export: str, timeout_s: float) -> None:
+        """Connects within timeout_s; raises PeerLost."""
+        self.deadline: float | None = None
+        self.timeout_s = timeout_s
+        self._handle = nbd.NBD()
+        self._socket: socket.socket | None = None
+        try:
+            self._handle.set_tls(nbd.TLS_REQUIRE)
+            self._handle.set_tls_psk_file(str(address.psk_file))
+            self._handle.set_tls_username(address.identity)
+            self._handle.set_export_name(export)
+            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            self._connect(address, time.monotonic() + timeout_s)
+            self._socket = socket.socket(fileno=os.dup(self._handle.aio_get_fd()))
+            self._watch_socket(self._socket, timeout_s)
+        except (nbd.Error, OSError) as error:
+            raise PeerLost(f"no connection to the peer at {address.host}:{address.port}: {_explain(error)}") from None
+
+    def _connect(self, address: Address, end: float) -> None:
+        self._handle.aio_connect_tcp(address.host, str(address.port))
+        while self._handle.aio_is_connecting():
+            left = end - time.monotonic()
+            if left <= 0:
+                raise PeerLost(f"the peer at {address.host}:{address.port} did not answer within {self.timeout_s:g} s")
+            self._handle.poll(max(1, int(left * 1000)))
+        if not self._handle.aio_is_ready():
+            raise PeerLost(f"the peer at {address.host}:{address.port} closed the connection during the handshake")
+
+    @staticmethod
+    def _watch_socket(sock: socket.socket, timeout_s: float) -> None:
+        limit_s = max(1, int(timeout_s))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limit_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, limit_s * 1000)
+
+    def shut(self) -> None:
+        """Ends every call on the connection with an error; safe from any thread, any number of times."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it was shut already
+
+    @contextmanager
+    def _call(self, timeout_s: float | None = None) -> Iterator[None]:
+        self.deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        try:
+            yield
+        except nbd.Error as error:
+            if self._handle.aio_is_ready() and error.errnum != errno.ESHUTDOWN:
+                raise PeerRefused(f"the peer answered: {_explain(error)}") from None
+            raise PeerLost(f"the connection to the peer broke: {_explain(error)}") from None
+        finally:
+            self.deadline = None
+
+    def read(self, offset: int, length: int) -> bytearray:
+        with self._call():
+            data: bytearray = self._handle.pread(length, offset)
+            return data
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        with self._call():
+            self._handle.pwrite(data, offset)
+
+    def zero(self, offset: int, length: int, timeout_s: float) -> None:
+        with self._call(timeout_s):
+            self._handle.zero(length, offset)
+
+    def flush(self, timeout_s: float) -> None:
+        with self._call(timeout_s):
+            self._handle.flush()
+
+    def find_extent(self, offset: int, length: int) -> tuple[int, bool]:
+        """(length, is_zero) of the first even piece of the range, as the peer tells it."""
+        found: list[int] = []
+
+        def note(context: str, start: int, entries: list[int], _error: Any) -> None:
+            if context == nbd.CONTEXT_BASE_ALLOCATION and start == offset:
+                found.extend(entries)
+
+        with self._call():
+            self._handle.block_status(length, offset, note)
+        if len(found) < 2 or found[0] <= 0:
+            return length, False
+        return min(found[0], length), bool(found[1] & nbd.STATE_ZERO)
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Sends a message on a meta export and returns the answer; raises PeerLost if it is none."""
+        raw = json.dumps(message).encode()
+        with self._call():
+            self._handle.pwrite(_LENGTH.pack(len(raw)) + raw, 0)
+            reply = self._handle.pread(META_REPLY, 0)
+        length = _LENGTH.unpack_from(reply)[0]
+        try:
+            answer = json.loads(reply[_LENGTH.size : _LENGTH.size + length])
+        except ValueError:
+            raise PeerLost("the peer's answer to a message is not JSON") from None
+        if not isinstance(answer, dict):
+            raise PeerLost("the peer's answer to a message is not an object")
+        return answer
+
+
+def _explain(error: Exception) -> str:
+    return str(getattr(error, "string", None) or getattr(error, "strerror", None) or error)
+
+
+class Pool:
+    """Connections of one purpose; each is taken by one thread at a time, the latest used first."""
+
+    def __init__(self, connections: list[Connection]) -> None:
+        self._free = connections
+        self._change = threading.Condition()
+        self._is_shut = False
+
+    @contextmanager
+    def take(self, timeout_s: float) -> Iterator[Connection]:
+        """Raises PeerLost when none is free in time or the session is over."""
+        with self._change:
+            if not self._change.wait_for(lambda: self._free or self._is_shut, timeout_s):
+                raise PeerLost("every connection to the peer is busy")
+            if self._is_shut:
+                raise PeerLost("the session is over")
+            connection = self._free.pop()
+        try:
+            yield connection
+        finally:
+            with self._change:
+                self._free.append(connection)
+                self._change.notify()
+
+    def shut(self) -> None:
+        with self._change:
+            self._is_shut = True
+            self._change.notify_all()
+
+
+class Session:
+    """Every connection of one session; they end together.  `is_over` is set once they do."""
+
+    def __init__(self, number: int, meta: Connection, urgent: list[Connection], copy: list[Connection]) -> None:
+        self.number = number
+        self.meta = meta
+        self.meta_lock = threading.Lock()
+        self.urgent = Pool(list(urgent))
+        self.copy = Pool(list(copy))
+        self.is_over = threading.Event()
+        self._all = [meta, *urgent, *copy]
+        threading.Thread(target=self._watch, name=f"watch-{number}", daemon=True).start()
+
+    def end(self) -> None:
+        """Shuts every connection; returns once no call can succeed any more."""
+        self.is_over.set()
+        self.urgent.shut()
+        self.copy.shut()
+        for connection in self._all:
+            connection.shut()
+
+    def _watch(self) -> None:
+        while not self.is_over.wait(_WATCH_S):
+            now = time.monotonic()
+            if any(deadline < now for c in self._all if (deadline := c.deadline) is not None):
+                self.end()
+
+
+def ask(meta: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    """One message outside a session: a watchdog of its own bounds it."""
+    timer = threading.Timer(meta.timeout_s, meta.shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        return meta.ask(message)
+    finally:
+        timer.cancel()

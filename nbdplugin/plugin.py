@@ -1,0 +1,163 @@
+"""plugin - nbdkit's callbacks and the errno border: the only importer of nbdkit.
+
+Each callback pins its thread state (see threadstate), passes the call to the connection's export and translates
+errors once.  set_error without raising would be success to the client: set and raise.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import nbdkit
+
+from nbdplugin import params, service
+from nbdplugin.errors import PathError, SessionOver, StoreFailed
+from nbdplugin.threadstate import Pins
+
+API_VERSION = 2
+T = TypeVar("T")
+
+
+class _Process:
+    """What this process serves; filled by the configuration callbacks, in nbdkit's order."""
+
+    pairs: dict[str, str]
+    params: params.Params
+    service: service.HostService | service.PeerService
+
+
+_process = _Process()
+_process.pairs = {}
+
+
+class _Handle:
+    """One connection."""
+
+    __slots__ = ("export", "pins")
+
+    def __init__(self, export: service.Export) -> None:
+        self.export = export
+        self.pins = Pins()
+
+
+def _get_errno(error: PathError) -> int:
+    if isinstance(error, SessionOver):
+        return errno.ESHUTDOWN
+    if isinstance(error, StoreFailed) and error.errno == errno.ENOSPC:
+        return errno.ENOSPC
+    return errno.EIO
+
+
+def _border(callback: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(callback)
+    def guarded(handle: _Handle, *arguments: Any) -> T:
+        handle.pins.pin()
+        try:
+            return callback(handle, *arguments)
+        except PathError as error:
+            nbdkit.set_error(_get_errno(error))
+            raise
+
+    return guarded
+
+
+def config(key: str, value: str) -> None:
+    _process.pairs[key] = value
+
+
+def config_complete() -> None:
+    _process.params = params.parse(_process.pairs)
+
+
+def thread_model() -> int:
+    model: int = nbdkit.THREAD_MODEL_PARALLEL
+    return model
+
+
+def get_ready() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _process.service = service.make(_process.params)
+
+
+def after_fork() -> None:
+    _process.service.start()
+
+
+def open(readonly: bool) -> _Handle:
+    return _Handle(_process.service.open_export(nbdkit.export_name()))
+
+
+def close(handle: _Handle) -> None:
+    handle.export.close()
+    handle.pins.release()
+
+
+def get_size(handle: _Handle) -> int:
+    return handle.export.size
+
+
+def can_write(handle: _Handle) -> bool:
+    return True
+
+
+def can_flush(handle: _Handle) -> bool:
+    return True
+
+
+def can_trim(handle: _Handle) -> bool:
+    return True
+
+
+def can_zero(handle: _Handle) -> bool:
+    return True
+
+
+def can_multi_conn(handle: _Handle) -> bool:
+    return True
+
+
+def can_extents(handle: _Handle) -> bool:
+    return True
+
+
+def can_fua(handle: _Handle) -> int:
+    native: int = nbdkit.FUA_NATIVE
+    return native
+
+
+@_border
+def pread(handle: _Handle, buf: bytearray, offset: int, flags: int) -> None:
+    handle.export.read(memoryview(buf), offset)
+
+
+@_border
+def pwrite(handle: _Handle, buf: memoryview, offset: int, flags: int) -> None:
+    handle.export.write(buf, offset, bool(flags & nbdkit.FLAG_FUA))
+
+
+@_border
+def zero(handle: _Handle, count: int, offset: int, flags: int) -> None:
+    handle.export.zero(offset, count, bool(flags & nbdkit.FLAG_FUA))
+
+
+@_border
+def trim(handle: _Handle, count: int, offset: int, flags: int) -> None:
+    handle.export.trim(offset, count, bool(flags & nbdkit.FLAG_FUA))
+
+
+@_border
+def flush(handle: _Handle, flags: int) -> None:
+    handle.export.flush()
+
+
+@_border
+def extents(handle: _Handle, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
+    hole: int = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+    return [
+        (start, length, hole if is_hole else 0) for start, length, is_hole in handle.export.find_extents(offset, count)
+    ]

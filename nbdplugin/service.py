@@ -1,0 +1,384 @@
+"""service - puts the parts of one process together, in the host's role or the peer's, and answers its commands.
+
+`open_export` gives nbdkit what a client asked for: the volume (host), a session's data or the meta export (peer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nbdplugin import actions, checkpoint, control, link, modes, status
+from nbdplugin.actions import Patience
+from nbdplugin.control import Control, get_side, get_text
+from nbdplugin.copier import Copier
+from nbdplugin.core import Core, Request
+from nbdplugin.engine import Engine
+from nbdplugin.errors import BadRequest, PathError, PeerRefused, SessionOver
+from nbdplugin.link import Link
+from nbdplugin.metafile import MetaFile
+from nbdplugin.params import Params
+from nbdplugin.peer import META_REPLY
+from nbdplugin.store import Store
+from nbdplugin.target import Target
+from nbdplugin.volume import Volume, list_extents
+
+META_SIZE = 64 << 10
+DRAINED_S = 10.0
+_LENGTH = struct.Struct(">I")
+
+log = logging.getLogger(__name__)
+
+
+def _new_name() -> str:
+    return str(uuid.uuid4())
+
+
+class Export(Protocol):
+    """What one NBD connection serves."""
+
+    size: int
+
+    def read(self, buf: memoryview, offset: int) -> None: ...
+    def write(self, buf: memoryview, offset: int, is_fua: bool) -> None: ...
+    def zero(self, offset: int, length: int, is_fua: bool) -> None: ...
+    def trim(self, offset: int, length: int, is_fua: bool) -> None: ...
+    def flush(self) -> None: ...
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]: ...
+    def close(self) -> None: ...
+
+
+def _make_hands(backing: Store, meta: MetaFile) -> dict[type, Callable[[Any], Any]]:
+    return {
+        actions.StoreRead: lambda a: backing.read(a.offset, a.length),
+        actions.StoreWrite: lambda a: backing.write(a.offset, a.length, a.data),
+        actions.StoreSync: lambda a: backing.sync(),
+        actions.StoreExtent: lambda a: backing.find_extent(a.offset, a.length),
+        actions.WriteTable: lambda a: meta.write(a.change),
+    }
+
+
+class HostExport(Volume):
+    """The volume for one client of this host."""
+
+    def __init__(self, owner: HostService) -> None:
+        super().__init__(owner.core, owner.engine, owner.store)
+        self.size = owner.store.size
+        self._owner = owner
+
+    def close(self) -> None:
+        self._owner.count_client(-1)
+
+
+class HostService:
+    """Role host: serves the volume to this host and, when paired, keeps it equal with the peer's."""
+
+    def __init__(self, params: Params, meta: MetaFile, backing: Store) -> None:
+        self.params = params
+        self.store = backing
+        self.core = Core(meta.table, _new_name, params.max_waiters)
+        self.link = Link(self.core, params, backing)
+        patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.command_timeout_s}
+        self.engine = Engine(self.core, _make_hands(backing, meta) | self.link.hands, patience)
+        self.copier = Copier(self.core, self.engine)
+        self.clients = 0
+        self._control = Control(
+            params.control,
+            {
+                "status": lambda _: self.get_status(),
+                "connect": self._connect,
+                "link": self._link,
+                "greet": self._greet,
+                "commit": self._commit,
+                "suspend": lambda r: self._run(modes.suspend(self.core, get_text(r, "pair"))),
+                "resume": lambda r: self._run(modes.resume(self.core, get_text(r, "pair"))),
+                "stop": lambda r: self._run(modes.stop(self.core, get_text(r, "pair"))),
+                "disconnect": lambda r: self._run(modes.disconnect(self.core, get_text(r, "pair"))),
+                "set": self._set,
+                "drain": self._drain,
+                "sockets": lambda _: {},
+            },
+        )
+
+    def start(self) -> None:
+        self.link.start(self.engine)
+        self.copier.start()
+        threading.Thread(target=self._keep_checkpoints, name="checkpoint", daemon=True).start()
+        self._control.start()
+
+    def open_export(self, name: str) -> HostExport:
+        if name not in ("", self.params.volume):
+            raise BadRequest(f"there is no export {name!r} here")
+        self.count_client(1)
+        return HostExport(self)
+
+    def count_client(self, change: int) -> None:
+        with self.engine.lock:
+            self.clients += change
+
+    def get_status(self) -> dict[str, Any]:
+        core = self.core
+        with self.engine.lock:
+            facts = status.describe(core.table)
+            facts["counters"] = dataclasses.asdict(core.counts)
+            facts["active_extents"] = len(core.table.active_on_disk)
+        return facts | {
+            "volume": self.params.volume,
+            "role": "host",
+            "pid": os.getpid(),
+            "clients": self.clients,
+            "session": core.session,
+            "link": "none" if core.table.header.pair is None else self.link.state,
+            "link_error": core.link_error,
+            "complete": core.is_complete,
+            "waiting": core.waiting,
+            "failed": core.failed,
+            "copy_error": self.copier.error,
+            "copy_rate_bytes_s": self.copier.bucket.rate_bytes_s,
+        }
+
+    # --- commands ---
+
+    def _run(self, flow: actions.Flow[Any]) -> dict[str, Any]:
+        self.engine.run(flow)
+        self.link.poke()
+        return self.get_status()
+
+    def _connect(self, request: dict[str, Any]) -> dict[str, Any]:
+        if get_side(request, "side") != "source":
+            raise BadRequest("a process in the host's role takes the source's side")
+        operation, pair, peer = (get_text(request, key) for key in ("operation", "pair", "peer"))
+        return self._run(modes.connect(self.core, operation, pair, peer, get_side(request, "invalid")))
+
+    def _link(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.link.set_address(get_text(request, "pair"), link.parse_address(request))
+        return self.get_status()
+
+    def _greet(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.link.greet(get_text(request, "pair"))
+        return self.get_status()
+
+    def _commit(self, request: dict[str, Any]) -> dict[str, Any]:
+        pair = get_text(request, "pair")
+        if get_side(request, "invalid") != (self.core.table.header.invalidate or request["invalid"]):
+            raise BadRequest("the pair was connected with the other side to be marked invalid")
+        if self.core.table.header.committed and self.core.table.header.pair == pair:
+            return self.get_status()
+        line = self.link.get_peer_line(pair)
+        is_forced = request.get("force") is True
+        return self._run(modes.commit(self.core, pair, lambda: 0 if is_forced else self.clients, line))
+
+    def _set(self, request: dict[str, Any]) -> dict[str, Any]:
+        rate = request.get("copy_rate_bytes_s")
+        if rate is not None and (not isinstance(rate, int) or not 0 <= rate < 1 << 62):
+            raise BadRequest(f"copy rate {rate!r} is not a number of bytes per second")
+        self.copier.bucket.set_rate(rate)
+        return self.get_status()
+
+    def _drain(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.engine.run(modes.drain(self.core))
+        timer = threading.Timer(DRAINED_S, self._readmit)
+        timer.daemon = True
+        timer.start()
+        return {}
+
+    def _readmit(self) -> None:
+        with self.engine.lock:
+            self.core.resume_admission()
+            self.engine.release_woken()
+
+    def _keep_checkpoints(self) -> None:
+        while True:
+            time.sleep(self.params.checkpoint_s)
+            try:
+                with self.engine.lock:
+                    is_due = checkpoint.is_due(self.core) and self.core.failed is None
+                if is_due:
+                    self.engine.run(self._checkpoint())
+            except PathError as error:
+                log.warning("volume %s: a checkpoint failed: %s", self.params.volume, error)
+
+    def _checkpoint(self) -> actions.Flow[None]:
+        request = Request()
+        yield from self.core.admit(request)
+        try:
+            yield from checkpoint.checkpoint(self.core)
+        finally:
+            self.core.depart(request)
+
+
+class DataExport:
+    """A session's data connection, for the source of the pair; every callback is fenced by its session."""
+
+    def __init__(self, owner: PeerService, session: int) -> None:
+        self.size = owner.store.size
+        self._owner = owner
+        self._session = session
+
+    def read(self, buf: memoryview, offset: int) -> None:
+        buf[:] = self._owner.engine.run(self._owner.target.read(self._session, offset, len(buf)))
+
+    def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
+        self._owner.engine.run(self._owner.target.write(self._session, offset, len(buf), buf))
+        if is_fua:
+            self.flush()
+
+    def zero(self, offset: int, length: int, is_fua: bool) -> None:
+        self._owner.engine.run(self._owner.target.write(self._session, offset, length, None))
+        if is_fua:
+            self.flush()
+
+    trim = zero
+
+    def flush(self) -> None:
+        self._owner.engine.run(self._owner.target.flush(self._session))
+
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        with self._owner.engine.lock:
+            self._owner.target.enter(self._session)
+        try:
+            return list_extents(self._owner.store, offset, length)
+        finally:
+            with self._owner.engine.lock:
+                self._owner.target.leave(self._session)
+                self._owner.engine.release_woken()
+
+    def close(self) -> None:
+        """Nothing is held per connection."""
+
+
+class MetaExport:
+    """Messages: a write of length and JSON at offset 0 is answered by the next read at offset 0."""
+
+    size = META_SIZE
+
+    def __init__(self, owner: PeerService) -> None:
+        self._owner = owner
+        self._session = 0
+        self._reply = b""
+
+    def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
+        raw = bytes(buf)
+        length = _LENGTH.unpack_from(raw)[0] if len(raw) >= _LENGTH.size and offset == 0 else -1
+        if length != len(raw) - _LENGTH.size:
+            raise BadRequest("a message is its length and JSON, written at offset 0")
+        try:
+            message = json.loads(raw[_LENGTH.size :])
+        except ValueError:
+            raise BadRequest("a message is JSON") from None
+        answer = json.dumps(self._answer(message)).encode()
+        self._reply = (_LENGTH.pack(len(answer)) + answer).ljust(META_REPLY, b"\0")
+
+    def _answer(self, message: Any) -> dict[str, Any]:
+        target, engine = self._owner.target, self._owner.engine
+        if isinstance(message, dict) and message.get("op") == "greet":
+            del message["op"]
+            answer = engine.run(target.greet(message))
+            if answer["verdict"] == "accepted":
+                self._session = message["session"]
+            return answer
+        try:
+            return engine.run(target.tell(self._session, message))
+        except SessionOver:
+            raise
+        except PathError as error:
+            return {"ok": False, "message": str(error)}
+
+    def read(self, buf: memoryview, offset: int) -> None:
+        if offset or len(buf) > len(self._reply):
+            raise BadRequest("an answer is read at offset 0, after a message")
+        buf[:] = self._reply[: len(buf)]
+
+    def zero(self, offset: int, length: int, is_fua: bool) -> None:
+        raise PeerRefused("the meta export takes messages only")
+
+    trim = zero
+
+    def flush(self) -> None:
+        """Messages are durable when answered, where they need to be."""
+
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        return [(offset, length, False)]
+
+    def close(self) -> None:
+        """The session goes on until the next greeting."""
+
+
+class PeerService:
+    """Role peer: serves the volume to the source of its pair, never to this host."""
+
+    def __init__(self, params: Params, meta: MetaFile, backing: Store) -> None:
+        self.params = params
+        self.store = backing
+        self.target = Target(meta.table, _new_name)
+        patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
+        self.engine = Engine(self.target, _make_hands(backing, meta), patience)
+        self._control = Control(
+            params.control,
+            {
+                "status": lambda _: self.get_status(),
+                "connect": self._connect,
+                "disconnect": lambda r: self._run(self.target.disconnect(get_text(r, "pair"))),
+                "drain": lambda _: self._run(self.target.drain()),
+                "sockets": lambda _: {},
+            },
+        )
+
+    def start(self) -> None:
+        self._control.start()
+
+    def open_export(self, name: str) -> Export:
+        if name == "meta":
+            return MetaExport(self)
+        parts = name.split("/")
+        if len(parts) == 4 and parts[0] == "data" and parts[1] == self.target.table.header.pair and parts[2].isdigit():
+            return DataExport(self, int(parts[2]))
+        raise BadRequest(f"there is no export {name[:80]!r} here")
+
+    def get_status(self) -> dict[str, Any]:
+        target = self.target
+        with self.engine.lock:
+            facts = status.describe(target.table)
+            session = target.table.header.session if target.is_open else None
+        counters = {"read_bytes": target.read_bytes, "write_bytes": target.written_bytes}
+        return facts | {
+            "volume": self.params.volume,
+            "role": "peer",
+            "pid": os.getpid(),
+            "clients": 0,
+            "session": session,
+            "link": "up" if session else "none",
+            "link_error": None,
+            "complete": not target.is_incomplete,
+            "waiting": 0,
+            "failed": target.failed,
+            "copy_error": None,
+            "copy_rate_bytes_s": None,
+            "counters": counters,
+        }
+
+    def _run(self, flow: actions.Flow[Any]) -> dict[str, Any]:
+        self.engine.run(flow)
+        return self.get_status()
+
+    def _connect(self, request: dict[str, Any]) -> dict[str, Any]:
+        if get_side(request, "side") != "destination":
+            raise BadRequest("a process in the peer's role takes the destination's side")
+        operation, pair, peer = (get_text(request, key) for key in ("operation", "pair", "peer"))
+        return self._run(self.target.connect(operation, pair, peer, get_side(request, "invalid")))
+
+
+def make(params: Params) -> HostService | PeerService:
+    """Opens and locks metadata and backing, makes the control socket; raises BadRequest, TableDamaged."""
+    meta = MetaFile(params.meta)
+    backing = Store(params.backing, meta.table.geometry.size)
+    control.get_listener()
+    return HostService(params, meta, backing) if params.role == "host" else PeerService(params, meta, backing)

@@ -1,0 +1,83 @@
+"""volume - the volume as its host uses it: requests in, bytes out.
+
+Cuts long zeroes and trims, takes the lock-free way for reads of valid tracks, and hands everything else to the
+flows of requests.py.
+"""
+
+from __future__ import annotations
+
+from nbdplugin import requests
+from nbdplugin.core import Core
+from nbdplugin.decide import Kind
+from nbdplugin.engine import Engine
+from nbdplugin.requests import HostWrite
+from nbdplugin.store import Store
+
+_PIECE = 32 << 20
+
+
+class Volume:
+    """Every method may run in any number of threads at once; raises PathError."""
+
+    def __init__(self, core: Core, engine: Engine, backing: Store) -> None:
+        self._core = core
+        self._engine = engine
+        self._store = backing
+
+    def read(self, buf: memoryview, offset: int) -> None:
+        """Fills `buf`; a valid range costs two short holds of the lock."""
+        core, lock = self._core, self._engine.lock
+        span = core.table.geometry.get_span(offset, len(buf))
+        with lock:
+            is_plain = not core.is_quiesced and not core.table.invalid.is_any(span.first, span.count)
+            if is_plain:
+                core.in_flight += 1
+        if not is_plain:
+            buf[:] = self._engine.run(requests.read(core, offset, len(buf)))
+            return
+        try:
+            self._store.read_into(buf, offset)
+        finally:
+            with lock:
+                core.counts.read_bytes += len(buf)
+                core.in_flight -= 1
+                if core.in_flight == 0 and core.is_quiesced:
+                    core.wake_all("idle")
+                    self._engine.release_woken()
+
+    def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
+        self._engine.run(requests.write(self._core, HostWrite(Kind.WRITE, offset, len(buf), buf, is_fua)))
+
+    def zero(self, offset: int, length: int, is_fua: bool) -> None:
+        self._cut(Kind.WRITE, offset, length, is_fua)
+
+    def trim(self, offset: int, length: int, is_fua: bool) -> None:
+        self._cut(Kind.TRIM, offset, length, is_fua)
+
+    def _cut(self, kind: Kind, offset: int, length: int, is_fua: bool) -> None:
+        for start, count in self._core.table.geometry.cut(offset, length, _PIECE):
+            self._engine.run(requests.write(self._core, HostWrite(kind, start, count, None)))
+        if is_fua:
+            self.flush()
+
+    def flush(self) -> None:
+        self._engine.run(requests.flush(self._core))
+
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """(offset, length, is_hole) pieces that fill the range; where tracks are invalid it is data."""
+        span = self._core.table.geometry.get_span(offset, length)
+        with self._engine.lock:
+            if self._core.table.invalid.is_any(span.first, span.count):
+                return [(offset, length, False)]
+        return list_extents(self._store, offset, length)
+
+
+def list_extents(backing: Store, offset: int, length: int, most: int = 1024) -> list[tuple[int, int, bool]]:
+    """At most `most` pieces from the start of the range."""
+    pieces: list[tuple[int, int, bool]] = []
+    end = offset + length
+    while offset < end and len(pieces) < most:
+        count, is_hole = backing.find_extent(offset, end - offset)
+        pieces.append((offset, count, is_hole))
+        offset += count
+    return pieces
