@@ -305,11 +305,7 @@ class Database:
         """Reserve the volume; refused when it has a connection or when the operation has ended here."""
         with self._change() as sql:
             _refuse_ended(sql, row.operation, row.pair)
-            taken = sql.execute("SELECT pair FROM connections WHERE volume = ?", (row.volume,)).fetchone()
-            if taken:
-                raise errors.refused(
-                    f"volume {row.volume} is already in pair {taken['pair']}; delete that pair or take another volume"
-                )
+            _refuse_taken(sql, row.volume, row.operation)
             columns = msgspec.structs.asdict(row)
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             sql.execute(f"INSERT INTO connections ({names}) VALUES ({marks})", tuple(columns.values()))
@@ -353,6 +349,8 @@ class Database:
                     f"volume {entry.volume} is busy with {found['verb']} of pair {found['pair']} "
                     f"(with {found['peer']}:{found['peer_volume']}); wait until that is finished, then try again"
                 )
+            if entry.verb == "pair.create":
+                _refuse_taken(sql, entry.volume, entry.operation)
             columns = msgspec.structs.asdict(entry)
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             sql.execute(f"INSERT INTO journal ({names}) VALUES ({marks})", tuple(columns.values()))
@@ -377,11 +375,11 @@ class Database:
 
     def set_entry_state(self, operation: str, state: JournalState) -> None:
         with self._change() as sql:
-            sql.execute("UPDATE journal SET state = ? WHERE operation = ?", (state, operation))
+            sql.execute("UPDATE journal SET state = ? WHERE operation = ? AND state <> ?", (state, operation, state))
 
     def set_note(self, operation: str, note: str | None) -> None:
         with self._change() as sql:
-            sql.execute("UPDATE journal SET note = ? WHERE operation = ?", (note, operation))
+            sql.execute("UPDATE journal SET note = ? WHERE operation = ? AND note IS NOT ?", (note, operation, note))
 
     def commit_pair(self, operation: str, pair: str) -> None:
         """The pair is ready here: from now on nothing of its operation is undone."""
@@ -425,6 +423,17 @@ def _upsert_peer(sql: sqlite3.Connection, peer: Peer) -> None:
         " ON CONFLICT (name) DO UPDATE SET address = excluded.address, port = excluded.port",
         (peer.name, peer.address, peer.port, peer.certificate),
     )
+
+
+def _refuse_taken(sql: sqlite3.Connection, volume: str, operation: str) -> None:
+    row: Any = sql.execute(
+        "SELECT pair, peer, peer_volume FROM connections WHERE volume = ? AND operation <> ?", (volume, operation)
+    ).fetchone()
+    if row is not None:
+        raise errors.refused(
+            f"volume {volume} is already in pair {row['pair']} with {row['peer']}:{row['peer_volume']}; "
+            "delete that pair or take another volume"
+        )
 
 
 def _refuse_ended(sql: sqlite3.Connection, operation: str, pair: str) -> None:

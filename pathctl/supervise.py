@@ -181,7 +181,8 @@ class Supervisor:
         self._tasks = tasks
         self._keepers: dict[str, Keeper] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self.started: Started = _nothing  # called for a volume each time its process has been started
+        self.started: Started = _nothing  # called for a volume each time its process has been started or adopted
+        self.is_closing = False  # nothing is started any more
 
     def get(self, volume: str) -> Keeper | None:
         return self._keepers.get(volume)
@@ -191,6 +192,8 @@ class Supervisor:
 
     async def ensure(self, plane: nbdkitcmd.Plane) -> None:
         """Have exactly this process running; raises why it does not start, and goes on trying meanwhile."""
+        if self.is_closing:
+            raise errors.refused("pathctld is being shut down with all its processes; start it again first")
         keeper = self._keepers.get(plane.volume)
         if keeper is not None and keeper.plane != plane:
             await self.stop(plane.volume)
@@ -215,7 +218,7 @@ class Supervisor:
                 running = process.Process(pid)
             except ProcessLookupError:
                 continue
-            listener = await self._take_back(plane, running)
+            listener = await self._take_back(plane, running) if plane.volume not in self._keepers else None
             if listener is None:
                 await running.kill_and_wait(KILL_LIMIT_S)
                 running.close()
@@ -295,7 +298,7 @@ async def kill_strays(pids: list[int]) -> None:
 def listen(plane: nbdkitcmd.Plane) -> socket.socket:
     """The listening socket of a new process."""
     if plane.unix is not None:
-        return _listen_unix(config.check_socket_path(Path(plane.unix)))
+        return listen_unix(config.check_socket_path(Path(plane.unix)))
     assert plane.address is not None
     family = socket.AF_INET6 if ":" in plane.address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -311,7 +314,8 @@ def listen(plane: nbdkitcmd.Plane) -> socket.socket:
     return listener
 
 
-def _listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path) -> socket.socket:
+    """For this user only."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.fchmod(listener.fileno(), 0o600)  # before bind: the file is made with the socket's mode

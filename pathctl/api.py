@@ -1,0 +1,198 @@
+"""api - the two doors of pathctld: the Unix socket for this host's users, the TLS port for its peers.
+
+POST /v1/VERB and /v1/peer/VERB with a JSON object, a JSON object back.  Every body is validated by its verb's struct
+here, every error becomes an answer here, and nowhere else.  A verb runs as a task of its own: a client that goes away
+does not cut it off.  On the TLS port the caller's certificate is compared with the enrolled ones in each request;
+without one, only `join` is open.
+"""
+
+import asyncio
+import hashlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from pathctl import errors, pairs, pairsteps, peers, pki, volumes
+from pathctl.errors import ErrorCode, PathctlError
+from pathctl.node import Node
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT = 64 << 10
+
+HTTP_STATUS = {
+    ErrorCode.USAGE: 400,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.REFUSED: 409,
+    ErrorCode.UNREACHABLE: 502,
+    ErrorCode.TIMEOUT: 504,
+    ErrorCode.INTERNAL: 500,
+}
+
+Answer = Awaitable[dict[str, Any]]
+UserHandler = Callable[[Node, Any], Answer]
+PeerHandler = Callable[[Node, str, Any], Answer]
+
+
+async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
+    found_peers, found_volumes, found_pairs = await asyncio.gather(
+        peers.list_all(node, body), volumes.show_all(node), pairs.show_all(node)
+    )
+    return {"host": peers.host_json(node), **found_peers, "volumes": found_volumes, "pairs": found_pairs}
+
+
+async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
+    """End everything of this host: devices, nbdkit processes, pathctld.  The rows stay for the next start."""
+    for row in node.db.volumes():
+        async with node.locks[row.name]:
+            await volumes.remove_device(node, node.volume(row.name))
+    node.supervisor.is_closing = True
+    for name in node.supervisor.volumes():
+        async with node.locks[name]:
+            await node.supervisor.stop(name)
+    node.stopping.set()
+    return {}
+
+
+async def ping(node: Node, peer: str, body: peers.Nothing) -> dict[str, Any]:
+    return {"name": node.host().name}
+
+
+USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
+    "host.init": (peers.Init, peers.init),
+    "host.shutdown": (peers.Nothing, shutdown),
+    "peer.invite": (peers.Nothing, peers.invite),
+    "peer.join": (peers.Join, peers.join),
+    "peer.list": (peers.Nothing, peers.list_all),
+    "volume.create": (volumes.Create, volumes.create),
+    "volume.list": (peers.Nothing, volumes.list_all),
+    "volume.show": (volumes.Name, volumes.show),
+    "volume.delete": (volumes.Name, volumes.delete),
+    "attach": (volumes.Attach, volumes.attach),
+    "detach": (volumes.Attach, volumes.detach),
+    "pair.list": (peers.Nothing, pairs.list_all),
+    "connection.list": (peers.Nothing, pairs.connections),
+    "status": (peers.Nothing, status),
+    **pairs.VERBS,
+}
+
+PEER_VERBS: dict[str, tuple[type[msgspec.Struct], PeerHandler]] = {
+    "ping": (peers.Nothing, ping),
+    "volume.look": (pairsteps.LookVolume, pairsteps.look_volume),
+    "pair.create_volume": (pairsteps.CreateVolume, pairsteps.create_volume),
+    "pair.connect": (pairsteps.Connect, pairsteps.connect_destination),
+    "pair.finish": (pairsteps.Which, pairsteps.finish),
+    "pair.undo": (pairsteps.Which, pairsteps.undo),
+    "pair.end": (pairsteps.Which, pairsteps.end),
+    "pair.outcome": (pairsteps.Which, pairsteps.outcome),
+    "forward": (pairs.Forward, pairs.forwarded),
+}
+
+
+def user_app(node: Node) -> web.Application:
+    app = web.Application(client_max_size=BODY_LIMIT)
+
+    async def handle(request: web.Request) -> web.Response:
+        return await _answer(node, request, lambda verb, raw: _user_call(node, verb, raw))
+
+    app.router.add_post("/v1/{verb}", handle)
+    return app
+
+
+def peer_app(node: Node) -> web.Application:
+    app = web.Application(client_max_size=BODY_LIMIT)
+
+    async def handle(request: web.Request) -> web.Response:
+        caller = _caller(node, request)
+        return await _answer(node, request, lambda verb, raw: _peer_call(node, caller, verb, raw))
+
+    app.router.add_post("/v1/peer/{verb}", handle)
+    return app
+
+
+def _user_call(node: Node, verb: str, raw: bytes) -> Answer:
+    if verb not in USER_VERBS:
+        raise _no_verb(verb)
+    kind, handler = USER_VERBS[verb]
+    return handler(node, _decode(verb, raw, kind))
+
+
+def _peer_call(node: Node, caller: str | None, verb: str, raw: bytes) -> Answer:
+    if verb == "join":
+        return peers.admit(node, _decode(verb, raw, peers.JoinSecret))
+    if caller is None:
+        raise errors.refused("this host does not know the certificate that was shown; enrol with `pathctl peer join`")
+    if verb not in PEER_VERBS:
+        raise _no_verb(verb)
+    kind, handler = PEER_VERBS[verb]
+    return handler(node, caller, _decode(verb, raw, kind))
+
+
+def _no_verb(verb: str) -> PathctlError:
+    return errors.usage(f"there is no verb {verb!r}; both hosts should run the same version of pathctl")
+
+
+def _decode(verb: str, raw: bytes, kind: type[msgspec.Struct]) -> Any:
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.DecodeError as error:  # a ValidationError is one
+        raise errors.usage(f"{verb}: {error}") from error
+
+
+def _caller(node: Node, request: web.Request) -> str | None:
+    """The peer whose pinned certificate was shown; None when none was."""
+    channel: ssl.SSLObject | None = request.transport.get_extra_info("ssl_object") if request.transport else None
+    shown = channel.getpeercert(True) if channel is not None else None
+    if shown is None:
+        return None
+    fingerprint = hashlib.sha256(shown).hexdigest()
+    return next((peer.name for peer in node.db.peers() if pki.fingerprint(peer.certificate) == fingerprint), None)
+
+
+async def _answer(
+    node: Node, request: web.Request, call: Callable[[str, bytes], Answer]
+) -> web.Response:
+    verb = request.match_info["verb"]
+    try:
+        async with asyncio.timeout(node.cfg.timeouts.body_s):
+            raw = await request.read()
+        result = await _within_limit(node, verb, call(verb, raw))
+    except TimeoutError:
+        return _failure(PathctlError(ErrorCode.TIMEOUT, f"the body of {verb} did not arrive in time"))
+    except PathctlError as error:
+        return _failure(error)
+    return web.Response(body=msgspec.json.encode(result), content_type="application/json")
+
+
+def _failure(error: PathctlError) -> web.Response:
+    body = msgspec.json.encode({"error": error.as_json()})
+    return web.Response(status=HTTP_STATUS[error.code], body=body, content_type="application/json")
+
+
+async def _within_limit(node: Node, verb: str, work: Answer) -> dict[str, Any]:
+    """Run a verb as a task of the node's; when it takes too long, it goes on without its caller."""
+    task = node.tasks.create_task(_root(verb, work), name=verb)
+    done, _ = await asyncio.wait([task], timeout=node.cfg.timeouts.verb_s)
+    if not done:
+        raise PathctlError(
+            ErrorCode.TIMEOUT,
+            f"{verb} is not finished after {node.cfg.timeouts.verb_s:g} s and goes on; look with `pathctl status`",
+        )
+    result = task.result()
+    if isinstance(result, PathctlError):
+        raise result
+    return result
+
+
+async def _root(verb: str, work: Answer) -> dict[str, Any] | PathctlError:
+    try:
+        return await work
+    except PathctlError as error:
+        return error
+    except Exception:
+        log.exception("%s", verb)
+        return errors.internal(f"{verb} failed because of a mistake in pathctl; its log has the details, report them")

@@ -1,0 +1,232 @@
+"""daemon - pathctld: one per root, owner of all tasks.
+
+Starts with what is there: adopts the nbdkit processes of an earlier pathctld, ends those that no row wants, opens the
+API, brings the rest up, and goes on with unfinished operations.  SIGTERM ends pathctld only: volumes and devices keep
+working and are adopted by the next one.  `--stop-all` (or the verb host.shutdown) ends them too.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import IO
+
+import aiohttp
+from aiohttp import web
+
+from pathctl import api, config, db, errors, pairrecover, peers, pki, planes, process, supervise, volumes
+from pathctl.errors import ErrorCode, ExitCode, PathctlError
+from pathctl.node import Node
+
+log = logging.getLogger(__name__)
+
+STOP_ALL_LIMIT_S = 120.0
+CLOSE_LIMIT_S = 5.0
+
+
+def main() -> None:
+    """The program pathctld."""
+    parser = argparse.ArgumentParser(prog="pathctld", description="The daemon of pathctl on this host.")
+    parser.add_argument("--root", help="folder that takes the place of / (default: $PATHCTL_ROOT, else /)")
+    parser.add_argument("--stop-all", action="store_true", help="end pathctld, all volumes' processes and devices")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        cfg = config.load(arguments.root)
+        config.check_socket_path(cfg.api_socket)
+        cfg.make_folders()
+        asyncio.run(_stop_all(cfg) if arguments.stop_all else _serve_alone(cfg))
+    except PathctlError as error:
+        print(f"pathctld: {error.message}", file=sys.stderr)
+        sys.exit(ExitCode.of(error.code))
+    except OSError as error:
+        print(f"pathctld: {error}", file=sys.stderr)
+        sys.exit(ExitCode.INTERNAL)
+
+
+@contextlib.contextmanager
+def _alone(cfg: config.Config) -> Iterator[None]:
+    """Hold the lock of this root."""
+    with _lock(cfg.pid_file) as file:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _lock(path: Path) -> IO[str]:
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise errors.refused(f"a pathctld is running already with this root ({path}); stop it first") from None
+    return file
+
+
+async def _serve_alone(cfg: config.Config) -> None:
+    with _alone(cfg):
+        await _until_stopped(cfg, serving=True)
+
+
+async def _stop_all(cfg: config.Config) -> None:
+    """Through the running pathctld if there is one, else in its place."""
+    try:
+        with _alone(cfg):
+            await _until_stopped(cfg, serving=False)
+    except PathctlError as error:
+        if error.code != ErrorCode.REFUSED:
+            raise
+        await _ask_to_stop(cfg)
+
+
+async def _ask_to_stop(cfg: config.Config) -> None:
+    limits = aiohttp.ClientTimeout(total=STOP_ALL_LIMIT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(cfg.api_socket)), timeout=limits) as session,
+            session.post("http://pathctld/v1/host.shutdown", json={}) as response,
+        ):
+            if response.status != 200:
+                raise errors.refused((await response.json())["error"]["message"])
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise PathctlError(ErrorCode.UNREACHABLE, f"the running pathctld did not answer ({error}); kill it") from error
+
+
+async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
+    """Run a node until SIGTERM, SIGINT or host.shutdown; without `serving`, only to end everything."""
+    database = db.Database(cfg.database)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    running = asyncio.create_task(_run(cfg, database, stopping, serving=serving))
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        stopped.cancel()
+        database.close()
+
+
+async def _run(cfg: config.Config, database: db.Database, stopping: asyncio.Event, *, serving: bool) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = supervise.Supervisor(cfg, tasks)
+        node = Node(cfg, database, supervisor, tasks, stopping=stopping)
+        supervisor.started = functools.partial(planes.bring, node)
+        pki.ensure_priority(cfg)
+        await _adopt(node)
+        if not serving:
+            await api.shutdown(node, peers.Nothing())
+            return
+        if database.host() is not None:
+            node.named.set()
+        for name, work in (
+            ("api", _serve_users(node)),
+            ("peers", _serve_peers(node)),
+            ("start", _bring_up(node)),
+            ("recover", pairrecover.run(node)),
+        ):
+            tasks.create_task(_root(node, name, work), name=name)
+
+
+async def _root(node: Node, name: str, work: Awaitable[None]) -> None:
+    """A task that fails takes pathctld down; what it serves goes on, and a new pathctld adopts it."""
+    try:
+        await work
+    except Exception:
+        log.exception("task %s failed; pathctld ends", name)
+        node.stopping.set()
+
+
+async def _adopt(node: Node) -> None:
+    """Take over the processes of an earlier pathctld; end those that no row wants."""
+    found = process.find(node.cfg.run)
+    for row in node.db.volumes():
+        wanted = planes.plane(node, row.name)
+        if wanted is not None:
+            await node.supervisor.adopt(wanted, found.pop(row.name, []))
+    for volume, pids in found.items():
+        log.warning("volume %s needs no process: ending %s", volume, pids)
+        await supervise.kill_strays(pids)
+
+
+async def _bring_up(node: Node) -> None:
+    """Start what the rows want and is not there, each volume for itself."""
+    await asyncio.gather(*(_bring_up_one(node, row.name) for row in node.db.volumes()))
+
+
+async def _bring_up_one(node: Node, name: str) -> None:
+    async with node.locks[name]:
+        row = node.db.volume(name)
+        try:
+            if row is not None and row.state == "ready":
+                await planes.settle(node, name)
+                if row.attached:
+                    await volumes.ensure_device(node, row)
+        except PathctlError as error:
+            log.warning("volume %s is not up: %s", name, error.message)
+
+
+async def _serve_users(node: Node) -> None:
+    runner = web.AppRunner(api.user_app(node), access_log=None, shutdown_timeout=CLOSE_LIMIT_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, supervise.listen_unix(node.cfg.api_socket)).start()
+        log.info("serving on %s", node.cfg.api_socket)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _serve_peers(node: Node) -> None:
+    """Listen on the network, once this host has a name and a key."""
+    await node.named.wait()
+    host = node.host()
+    pki.ensure_identity(node.cfg, host.name)
+    node.server_context = pki.server_context(node.cfg, [peer.certificate for peer in node.db.peers()])
+    runner = web.AppRunner(api.peer_app(node), access_log=None, shutdown_timeout=CLOSE_LIMIT_S)
+    await runner.setup()
+    assert runner.server is not None
+    try:
+        server = await _listen_for_peers(node, host, runner.server)
+        async with server:
+            node.listening.set()
+            log.info("serving peers on %s:%s", host.address, host.port)
+            await server.serve_forever()
+    finally:
+        await runner.cleanup()
+
+
+async def _listen_for_peers(node: Node, host: db.Host, protocol: web.Server) -> asyncio.Server:
+    """Try until the address is there: at boot, it may come later than we do."""
+    while True:
+        try:
+            return await asyncio.get_running_loop().create_server(
+                protocol,
+                host.address,
+                host.port,
+                ssl=node.server_context,
+                ssl_handshake_timeout=node.cfg.timeouts.handshake_s,
+                reuse_address=True,
+            )
+        except OSError as error:
+            if node.listen_error is None:
+                log.warning("%s:%s cannot be listened on: %s; trying on", host.address, host.port, error)
+            node.listen_error = error.strerror or str(error)
+            await asyncio.sleep(node.cfg.timeouts.retry_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""paircreate - the sequence that creates a path, and everything that may become of it.
+
+Runs at the source's host.  The intent is in the journal before the first effect, each step before it is sent.  Until
+the commit point (`ready`) every failure, and a crash found at the next start, leads to `undo`; after it to `finish`;
+the source's data plane alone knows which (`is_committed`).  What cannot be ended because the other host does not
+answer stays in the journal, and `pairrecover` goes on with it.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from pathctl import config, db, errors, faults, pairsteps, peers, pki, planes, volumes
+from pathctl.errors import ErrorCode, NoAnswer, PathctlError
+from pathctl.node import Node
+
+log = logging.getLogger(__name__)
+
+
+class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the user asks for; `source` and `destination` are NAME or HOST:NAME."""
+
+    source: str
+    destination: str
+    invalidate: db.Side
+    first: db.Side = "source"
+    create: bool = False
+    size: int | None = None
+    track_size: int | None = None
+    attach: bool = False
+    force: bool = False
+    copy_rate_bytes_s: int | None = None
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What is going to be done, as the journal keeps it."""
+
+    operation: str
+    pair: str
+    source: str  # the volume here
+    peer: str
+    destination: str  # the volume at the peer
+    invalidate: db.Side
+    first: db.Side
+    create_source: bool
+    create_destination: bool
+    size: int
+    track_size: int
+    force: bool
+    copy_rate_bytes_s: int | None
+
+    @property
+    def second(self) -> db.Side:
+        return "destination" if self.first == "source" else "source"
+
+
+class Created(msgspec.Struct, frozen=True):
+    """The answer: the pair, and how long each step took."""
+
+    pair: str
+    steps: list[dict[str, Any]]
+
+
+def entry_of(spec: Spec) -> db.Entry:
+    return db.Entry(
+        operation=spec.operation,
+        verb="pair.create",
+        role="coordinator",
+        pair=spec.pair,
+        volume=spec.source,
+        peer=spec.peer,
+        peer_volume=spec.destination,
+        spec=msgspec.json.encode(spec).decode(),
+    )
+
+
+def spec_of(entry: db.Entry) -> Spec:
+    return msgspec.json.decode(entry.spec, type=Spec)
+
+
+async def create(node: Node, body: Create, source: str, peer: str, destination: str) -> Created:
+    """Create the path from volume `source` here to `destination` at `peer`; the same again answers the existing one."""
+    existing = find_existing(node, body, source, peer, destination)
+    if existing is not None:
+        return Created(existing.pair, [])
+    _refuse_attached(node, body, source)
+    spec = await _plan(node, body, source, peer, destination)
+    started = time.monotonic()
+    with node.working_on(spec.operation):
+        node.db.open_entry(entry_of(spec))
+        return await _run(node, spec, started)
+
+
+def find_existing(node: Node, body: Create, source: str, peer: str, destination: str) -> db.Connection | None:
+    row = node.db.connection_of(source)
+    wanted = ("source", peer, destination, body.invalidate)
+    if row is None or (row.side, row.peer, row.peer_volume, row.invalidated) != wanted:
+        return None
+    return row if row.state in ("ready", "suspended") else None
+
+
+def _refuse_attached(node: Node, body: Create, source: str) -> None:
+    row = node.db.volume(source)
+    if row is not None and row.attached and body.invalidate == "source" and not body.force:
+        raise errors.refused(
+            f"volume {source} is attached, so its content may be cached here and must not become invalid; detach it, "
+            "create the pair, then attach (or --force)"
+        )
+
+
+async def _plan(node: Node, body: Create, source: str, peer: str, destination: str) -> Spec:
+    """Look at both volumes and decide what is to be made; no effects."""
+    config.check_rate(body.copy_rate_bytes_s)
+    row = node.db.volume(source)
+    here = (row.size, row.track_size) if row is not None else None
+    there = await pairsteps.look_peer_volume(node, peer, destination)
+    own = node.host().name
+    for name, found in ((f"{own}:{source}", here), (f"{peer}:{destination}", there)):
+        if found is None and not body.create:
+            raise errors.not_found(f"there is no volume {name}; make it, or give --create")
+    size, track_size = _fit(body, here, there)
+    return Spec(
+        operation=str(uuid.uuid4()),
+        pair=str(uuid.uuid4()),
+        source=source,
+        peer=peer,
+        destination=destination,
+        invalidate=body.invalidate,
+        first=body.first,
+        create_source=here is None,
+        create_destination=there is None,
+        size=size,
+        track_size=track_size,
+        force=body.force,
+        copy_rate_bytes_s=body.copy_rate_bytes_s,
+    )
+
+
+def _fit(body: Create, here: tuple[int, int] | None, there: tuple[int, int] | None) -> tuple[int, int]:
+    """The size and track size of both volumes."""
+    if here is not None and there is not None and here != there:
+        raise errors.refused(
+            f"the source has {here[0]} bytes in tracks of {here[1]}, the destination {there[0]} in {there[1]}; both "
+            "must be equal, nothing was changed"
+        )
+    found = here or there
+    if found is None and body.size is None:
+        raise errors.usage("neither volume exists yet, so their size must be given with --size")
+    size, track_size = found or (body.size, body.track_size or config.DEFAULT_TRACK_SIZE)
+    assert size is not None
+    if (body.size or size, body.track_size or track_size) != (size, track_size):
+        raise errors.refused(f"the existing volume has {size} bytes in tracks of {track_size}, not what was asked for")
+    return config.check_size(size), config.check_track_size(track_size)
+
+
+class _Run:
+    """One run of the steps; remembers what was done, and in what time."""
+
+    def __init__(self, node: Node, spec: Spec, started: float) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.done: list[str] = []
+        self.at = "journal"
+        self._node = node
+        self._spec = spec
+        self._last = started
+        self._port: int | None = None
+
+    async def all(self) -> None:
+        spec = self._spec
+        actions: list[tuple[str, Callable[[], Awaitable[None]]]] = [("journal", self._journal)]
+        if spec.create_source:
+            actions.append(("create_source", self._create_source))
+        if spec.create_destination:
+            actions.append(("create_destination", self._create_destination))
+        connect = {"source": self._connect_source, "destination": self._connect_destination}
+        actions += [
+            ("first", connect[spec.first]),
+            ("second", connect[spec.second]),
+            ("greet", self._greet),
+            ("ready", self._ready),
+        ]
+        for name, action in actions:
+            await self._step(name, action)
+
+    async def _step(self, name: str, action: Callable[[], Awaitable[None]]) -> None:
+        node, operation = self._node, self._spec.operation
+        self.at = name
+        if name != "journal":
+            node.db.begin_step(operation, name)
+        try:
+            await action()
+        except NoAnswer as error:
+            if not error.sent:
+                node.db.forget_step(operation, name)
+            raise
+        self.note(name)
+        self.done.append(step_label(node, self._spec, name))
+        await faults.point(f"create.{name}")
+
+    def note(self, name: str) -> None:
+        now = time.monotonic()
+        self.steps.append({"step": name, "ms": round((now - self._last) * 1000, 1)})
+        self._last = now
+
+    async def _journal(self) -> None:
+        pki.write_psk(self._node.cfg, self._spec.pair, pki.new_psk())
+
+    async def _create_source(self) -> None:
+        spec = self._spec
+        async with self._node.locks[spec.source]:
+            await volumes.make(self._node, spec.source, spec.size, spec.track_size, operation=spec.operation)
+
+    async def _create_destination(self) -> None:
+        spec = self._spec
+        body = pairsteps.CreateVolume(
+            spec.operation, spec.pair, spec.destination, spec.source, spec.size, spec.track_size
+        )
+        await self._ask("pair.create_volume", body)
+
+    async def _connect_source(self) -> None:
+        spec = self._spec
+        body = self._connect(spec.source, spec.destination)
+        await pairsteps.connect_source(self._node, spec.peer, body, spec.copy_rate_bytes_s)
+
+    async def _connect_destination(self) -> None:
+        answer = await self._ask("pair.connect", self._connect(self._spec.destination, self._spec.source))
+        self._port = msgspec.convert(answer["port"], int)
+
+    def _connect(self, volume: str, peer_volume: str) -> pairsteps.Connect:
+        spec = self._spec
+        psk = pki.read_psk(self._node.cfg, spec.pair)
+        assert psk is not None, "written in the step `journal`"
+        return pairsteps.Connect(
+            spec.operation, spec.pair, volume, peer_volume, spec.invalidate, psk, spec.size, spec.track_size
+        )
+
+    async def _ask(self, verb: str, body: msgspec.Struct) -> dict[str, Any]:
+        return await peers.call(self._node, self._spec.peer, verb, body, self._node.cfg.timeouts.peer_step_s)
+
+    async def _greet(self) -> None:
+        """The data planes meet before anything is promised: a failure here fails the second step."""
+        node, spec = self._node, self._spec
+        assert self._port is not None
+        node.db.set_port(spec.pair, self._port)
+        row = node.db.connection(spec.pair)
+        assert row is not None
+        await planes.link(node, row)
+        await planes.command(node, spec.source, "greet", pair=spec.pair, timeout_s=node.cfg.timeouts.greet_s)
+
+    async def _ready(self) -> None:
+        """THE COMMIT POINT: one command, one durable change in the source's metadata."""
+        spec = self._spec
+        await planes.command(
+            self._node,
+            spec.source,
+            "commit",
+            operation=spec.operation,
+            pair=spec.pair,
+            invalid=spec.invalidate,
+            force=spec.force,
+        )
+
+
+def step_label(node: Node, spec: Spec, step: str) -> str:
+    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    connections = {"source": f"source connection ({here})", "destination": f"destination connection ({there})"}
+    return {
+        "journal": "journal",
+        "create_source": f"source volume ({here})",
+        "create_destination": f"destination volume ({there})",
+        "first": connections[spec.first],
+        "second": connections[spec.second],
+        "greet": f"greeting of {there} over the data port",
+        "ready": f"source ready ({here})",
+    }[step]
+
+
+async def _run(node: Node, spec: Spec, started: float) -> Created:
+    run = _Run(node, spec, started)
+    try:
+        await run.all()
+    except PathctlError as error:
+        if not await _committed_after(node, spec, run, error):
+            await _fail(node, spec, run, error)
+        log.warning("pair %s was made ready although its last step said: %s", spec.pair, error.message)
+    await finish(node, spec)
+    run.note("done")
+    return Created(spec.pair, run.steps)
+
+
+async def _committed_after(node: Node, spec: Spec, run: _Run, error: PathctlError) -> bool:
+    """Whether the failed step was the commit and it has taken effect all the same."""
+    if run.at != "ready":
+        return False
+    try:
+        return await is_committed(node, spec, cut=isinstance(error, NoAnswer))
+    except PathctlError as unknown:
+        node.db.set_note(spec.operation, unknown.message)
+        raise PathctlError(
+            error.code,
+            f"it is not known whether pair {spec.pair} was made ready ({unknown.message}); it stays in the journal and "
+            "pathctld finishes or undoes it as soon as the source's data plane answers",
+            done=run.done,
+            failed=step_label(node, spec, run.at),
+            pending=[step_label(node, spec, run.at)],
+        ) from error
+
+
+async def is_committed(node: Node, spec: Spec, *, cut: bool) -> bool:
+    """The truth about the commit point: what the source's metadata says.
+
+    `cut`: the command may still be under way; start nbdkit anew first, so that what it says is final.
+    """
+    async with node.locks[spec.source]:
+        if node.db.connection(spec.pair) is None:
+            return False
+        await planes.settle(node, spec.source)
+        if cut:
+            await node.supervisor.restart(spec.source)
+        found = await planes.status(node, spec.source)
+    return found.pair == spec.pair and found.committed
+
+
+async def _fail(node: Node, spec: Spec, run: _Run, error: PathctlError) -> None:
+    """Undo, and tell all of it in one sentence."""
+    undone, pending = await undo(node, spec, cut=isinstance(error, NoAnswer))
+    failed = step_label(node, spec, run.at)
+    rest = f"undone: {', '.join(undone)}" if undone else "nothing had to be undone"
+    if pending:
+        rest += f"; still to be undone: {', '.join(pending)}, which pathctld goes on with by itself"
+    else:
+        rest += "; both hosts are as before"
+    raise PathctlError(
+        error.code,
+        f"the pair was not created, because its {failed} failed: {error.message}; {rest}",
+        done=run.done,
+        failed=failed,
+        undone=undone,
+        pending=pending,
+    ) from error
+
+
+async def undo(node: Node, spec: Spec, *, cut: bool) -> tuple[list[str], list[str]]:
+    """Undo at both hosts whatever was begun, the last first; -> what was undone, what could not be yet."""
+    node.db.set_entry_state(spec.operation, "undoing")
+    undone: list[str] = []
+    pending: list[str] = []
+    sides: tuple[db.Side, db.Side] = (spec.second, spec.first)
+    for side in sides:
+        undo_side = _undo_source if side == "source" else _undo_destination
+        try:
+            undone += await undo_side(node, spec, cut)
+        except PathctlError as error:
+            host, volume = (node.host().name, spec.source) if side == "source" else (spec.peer, spec.destination)
+            pending.append(f"{side} connection ({host}:{volume})")
+            node.db.set_note(spec.operation, f"being undone: {error.message}")
+    if not pending:
+        node.db.close_entry(spec.operation, "undone")
+    return undone, pending
+
+
+async def _undo_source(node: Node, spec: Spec, cut: bool) -> list[str]:
+    return await pairsteps.drop(node, spec.operation, spec.pair, spec.source, cut=cut)
+
+
+async def _undo_destination(node: Node, spec: Spec, cut: bool) -> list[str]:
+    begun = node.db.steps(spec.operation)
+    connect = "first" if spec.first == "destination" else "second"
+    if "create_destination" not in begun and connect not in begun:
+        return []  # the peer has never been asked for anything
+    body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
+    answer = await peers.call(node, spec.peer, "pair.undo", body, node.cfg.timeouts.control_s)
+    return msgspec.convert(answer.get("undone", []), list[str])
+
+
+async def finish(node: Node, spec: Spec) -> None:
+    """After the commit point: record it here and there.  While the peer does not answer, the journal stays open."""
+    node.db.commit_pair(spec.operation, spec.pair)
+    await faults.point("create.committed")
+    body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
+    try:
+        await planes.bring(node, spec.source)
+        await peers.call(node, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
+    except PathctlError as error:
+        node.db.set_note(spec.operation, f"ready, but not yet recorded as such by both hosts: {error.message}")
+        log.warning("pair %s is ready; %s", spec.pair, error.message)
+        if isinstance(error, NoAnswer) or error.code != ErrorCode.REFUSED:
+            return
+    node.db.close_entry(spec.operation, "done")
+    await faults.point("create.done")

@@ -1,0 +1,109 @@
+"""pairrecover - goes on with what was left unfinished: by a crash, or because the other host did not answer.
+
+At a coordinator: what the journal holds is undone, finished or deleted to its end.  At a destination: it asks the
+source's host what has become of the operation, and until that has answered it does nothing on its own.
+"""
+
+import asyncio
+import logging
+
+from pathctl import db, errors, paircreate, pairdelete, pairsteps, peers, volumes
+from pathctl.node import Node
+
+log = logging.getLogger(__name__)
+
+
+async def run(node: Node) -> None:
+    """Until cancelled: look at all open entries, again after a while or when woken."""
+    await _clean_volumes(node)
+    while True:
+        node.wake.clear()
+        for entry in node.db.journal():
+            await _go_on(node, entry)
+        await _end_deleting(node)
+        try:
+            await asyncio.wait_for(node.wake.wait(), node.cfg.timeouts.retry_s)
+            await asyncio.sleep(0.1)  # let the one who woke us end what it is doing
+        except TimeoutError:
+            pass
+
+
+async def _clean_volumes(node: Node) -> None:
+    """Volumes whose making or deleting was cut off by a crash: nobody was told that they exist."""
+    for row in node.db.volumes():
+        if row.state == "deleting" or (row.state == "creating" and row.operation is None):
+            async with node.locks[row.name]:
+                volumes.remove(node, row.name)
+
+
+async def _go_on(node: Node, entry: db.Entry) -> None:
+    if entry.operation in node.in_hand or node.db.entry(entry.operation) is None:
+        return
+    try:
+        with _quietly(node, entry.operation):
+            if entry.role == "participant":
+                await _ask_coordinator(node, entry)
+            elif entry.verb == "pair.delete":
+                await pairdelete.run(node, entry)
+            else:
+                await _go_on_creating(node, entry)
+    except errors.PathctlError as error:
+        if error.message != entry.note:
+            log.warning("%s of pair %s stays open: %s", entry.verb, entry.pair, error.message)
+        if node.db.entry(entry.operation) is not None:
+            node.db.set_note(entry.operation, error.message)
+
+
+class _quietly:
+    """Like Node.working_on, without waking ourselves at the end."""
+
+    def __init__(self, node: Node, operation: str) -> None:
+        self._node, self._operation = node, operation
+
+    def __enter__(self) -> None:
+        self._node.in_hand.add(self._operation)
+
+    def __exit__(self, *unused: object) -> None:
+        self._node.in_hand.discard(self._operation)
+
+
+async def _go_on_creating(node: Node, entry: db.Entry) -> None:
+    """The source's metadata knows whether the commit point was passed."""
+    spec = paircreate.spec_of(entry)
+    begun_ready = "ready" in node.db.steps(entry.operation)
+    is_committed = entry.state == "committed"
+    if entry.state == "forward" and begun_ready:
+        is_committed = await paircreate.is_committed(node, spec, cut=True)
+    if is_committed:
+        await paircreate.finish(node, spec)
+        return
+    _, pending = await paircreate.undo(node, spec, cut=True)
+    log.info("pair %s: creation undone, pending: %s", entry.pair, pending)
+
+
+async def _ask_coordinator(node: Node, entry: db.Entry) -> None:
+    which = pairsteps.Which(entry.operation, entry.pair, entry.peer_volume, entry.volume)
+    answer = await peers.call(node, entry.peer, "pair.outcome", which, node.cfg.timeouts.peer_look_s)
+    mine = pairsteps.Which(entry.operation, entry.pair, entry.volume, entry.peer_volume)
+    match answer.get("outcome"):
+        case "open":
+            return
+        case "done":
+            await pairsteps.finish(node, entry.peer, mine)
+        case "undone" | "deleted":
+            await pairsteps.undo(node, entry.peer, mine)
+        case _:
+            raise errors.refused(
+                f"host {entry.peer} knows nothing of the operation on pair {entry.pair}; if it was set up anew, free "
+                "this half with `pathctl pair delete --half`"
+            )
+
+
+async def _end_deleting(node: Node) -> None:
+    """A destination that was told to end a pair, and crashed over it."""
+    for row in node.db.connections():
+        if row.side == "destination" and row.state == "deleting":
+            try:
+                await pairsteps.end_here(node, row.pair, row.volume, row.operation)
+            except errors.PathctlError as error:
+                log.warning("pair %s cannot be ended yet: %s", row.pair, error.message)

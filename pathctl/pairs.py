@@ -1,0 +1,372 @@
+"""pairs - the verbs about pairs: which pair is meant, who has to do it, and what is shown of it.
+
+The source's daemon does the work; asked at the destination's, the verb is forwarded there with the names translated.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+
+from pathctl import config, controlclient, db, errors, paircreate, pairdelete, pairstate, peers, planes, volumes
+from pathctl.errors import ErrorCode, PathctlError
+from pathctl.node import Node
+
+MIN_PREFIX = 4
+
+
+class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A pair by its local volume's name or a unique prefix of its UUID."""
+
+    pair: str
+
+
+class Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pair: str
+    copy_rate_bytes_s: int | None = None
+
+
+class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    verb: str
+    body: dict[str, Any]
+
+
+class Half(msgspec.Struct, frozen=True):
+    """A pair as this host knows it: by its connection, by an open operation, or by both."""
+
+    pair: str
+    volume: str
+    side: db.Side
+    peer: str
+    peer_volume: str
+    row: db.Connection | None
+    entry: db.Entry | None
+
+    @property
+    def busy(self) -> Literal["creating", "deleting"] | None:
+        if (self.entry is not None and self.entry.verb == "pair.delete") or (
+            self.row is not None and self.row.state == "deleting"
+        ):
+            return "deleting"
+        if self.entry is not None and self.entry.state != "committed":
+            return "creating"
+        return None
+
+
+def halves(node: Node) -> list[Half]:
+    entries = {entry.pair: entry for entry in node.db.journal()}
+    found = [
+        Half(row.pair, row.volume, row.side, row.peer, row.peer_volume, row, entries.pop(row.pair, None))
+        for row in node.db.connections()
+    ]
+    for entry in entries.values():
+        side: db.Side = "source" if entry.role == "coordinator" else "destination"
+        found.append(Half(entry.pair, entry.volume, side, entry.peer, entry.peer_volume, None, entry))
+    return sorted(found, key=lambda half: half.volume)
+
+
+def find(node: Node, name: str) -> Half:
+    """The pair that is meant by a local volume's name or by a unique UUID prefix."""
+    known = halves(node)
+    for half in known:
+        if half.volume == name:
+            return half
+    matching = [half for half in known if half.pair.startswith(name)] if len(name) >= MIN_PREFIX else []
+    if len(matching) > 1:
+        raise errors.usage(f"{name} is the beginning of {len(matching)} pairs; give more of the UUID")
+    if matching:
+        return matching[0]
+    outcome = node.db.outcome(name)
+    if outcome is not None:
+        raise errors.not_found(f"pair {name} has ended here ({outcome})")
+    raise errors.not_found(f"no pair here is called {name}; give a local volume's name or the pair's UUID")
+
+
+# creating
+
+
+async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
+    own = node.host().name
+    (source_host, source), (destination_host, destination) = (
+        config.split_volume(body.source),
+        config.split_volume(body.destination),
+    )
+    source_host, destination_host = source_host or own, destination_host or own
+    if source_host == destination_host:
+        raise errors.usage(f"both volumes are on host {own}; a pair needs two hosts: name one of them HOST:NAME")
+    if own not in (source_host, destination_host):
+        raise errors.usage(f"one of the two volumes must be on this host ({own}); run the command on one of them")
+    if source_host != own:
+        full = msgspec.structs.replace(body, source=source, destination=f"{own}:{destination}")
+        answer = await _forward(node, source_host, "pair.create", full, node.cfg.timeouts.verb_s)
+        answer["pair"]["side"] = "destination"
+        return answer
+    created = await paircreate.create(node, body, source, destination_host, destination)
+    device = await _attach(node, source, created.steps) if body.attach else None
+    return {"pair": await _shown(node, find(node, created.pair)), "device": device, "steps": created.steps}
+
+
+async def _attach(node: Node, volume: str, steps: list[dict[str, Any]]) -> str:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    try:
+        async with node.locks[volume]:
+            device = await volumes.attach_locked(node, volume)
+    except PathctlError as error:
+        raise PathctlError(
+            error.code,
+            f"the pair was created, but volume {volume} was not attached: {error.message}; repeat `pathctl attach`",
+            done=[step["step"] for step in steps],
+            failed="attach",
+        ) from error
+    steps.append({"step": "attach", "ms": round((loop.time() - started) * 1000, 1)})
+    return device
+
+
+# changing
+
+
+async def suspend(node: Node, body: Which) -> dict[str, Any]:
+    return await _switch(node, body, "pair.suspend", "suspended")
+
+
+async def resume(node: Node, body: Which) -> dict[str, Any]:
+    return await _switch(node, body, "pair.resume", "ready")
+
+
+async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "suspended"]) -> dict[str, Any]:
+    half = find(node, body.pair)
+    if half.side == "destination":
+        return await _forward_pair(node, half, verb, msgspec.structs.replace(body, pair=half.pair))
+    async with node.locks[half.volume]:
+        row = _settled_row(node, half)
+        node.db.set_connection_state(row.pair, state)
+        await planes.settle(node, row.volume)
+        await planes.bring(node, row.volume)
+    return {"pair": await _shown(node, find(node, half.pair))}
+
+
+async def set_values(node: Node, body: Set) -> dict[str, Any]:
+    config.check_rate(body.copy_rate_bytes_s)
+    half = find(node, body.pair)
+    if half.side == "destination":
+        return await _forward_pair(node, half, "pair.set", msgspec.structs.replace(body, pair=half.pair))
+    async with node.locks[half.volume]:
+        row = _settled_row(node, half)
+        node.db.set_copy_rate(row.pair, body.copy_rate_bytes_s)
+        await planes.settle(node, row.volume)
+        await planes.command(node, row.volume, "set", copy_rate_bytes_s=body.copy_rate_bytes_s)
+    return {"pair": await _shown(node, find(node, half.pair))}
+
+
+def _settled_row(node: Node, half: Half) -> db.Connection:
+    row = node.db.connection(half.pair)
+    if row is None or row.state not in ("ready", "suspended"):
+        raise errors.refused(f"pair {half.pair} is {half.busy or 'ended'}; wait until that is finished")
+    return row
+
+
+async def delete(node: Node, body: pairdelete.Delete) -> dict[str, Any]:
+    half = find(node, body.pair)
+    shown = await _shown(node, half)
+    shown["state"], shown["ready"], shown["direction"] = pairstate.State.DELETING.value, False, None
+    if body.half:
+        await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
+    elif half.side == "destination":
+        await _delete_from_destination(node, half, body)
+    elif half.row is None:
+        assert half.entry is not None
+        raise errors.refused(
+            f"pair {half.pair} is still being created ({half.entry.note or half.entry.state}); wait until that has "
+            "ended, or free this host's half with `pathctl pair delete --half`"
+        )
+    else:
+        await pairdelete.delete(node, half.row, force=body.force)
+    return {"pair": shown}
+
+
+async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Delete) -> None:
+    """The source's daemon does it; when the source has ended its half already, ours is all that is left."""
+    try:
+        full = msgspec.structs.replace(body, pair=half.pair)
+        await _forward(node, half.peer, "pair.delete", full, node.cfg.timeouts.verb_s)
+    except PathctlError as error:
+        if error.code != ErrorCode.NOT_FOUND:
+            raise
+        await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
+
+
+# forwarding
+
+
+async def _forward_pair(node: Node, half: Half, verb: str, body: msgspec.Struct) -> dict[str, Any]:
+    answer = await _forward(node, half.peer, verb, body, node.cfg.timeouts.verb_s)
+    answer["pair"]["side"] = half.side
+    return answer
+
+
+async def _forward(node: Node, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
+    return await peers.call(node, peer, "forward", Forward(verb, msgspec.to_builtins(body)), limit_s)
+
+
+async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:
+    """A verb that a peer's user asked for about a pair of ours with that peer."""
+    if body.verb not in VERBS:
+        raise errors.usage(f"{body.verb} is not forwarded between hosts")
+    kind, handler = VERBS[body.verb]
+    try:
+        inner = msgspec.convert(body.body, kind)
+    except msgspec.ValidationError as error:
+        raise errors.usage(f"{body.verb}: {error}") from error
+    _check_forwarded(node, peer, inner)
+    return await handler(node, inner)
+
+
+def _check_forwarded(node: Node, peer: str, body: Any) -> None:
+    """Only what concerns the caller, and never forwarded on."""
+    if isinstance(body, paircreate.Create):
+        if not body.destination.startswith(f"{peer}:") or config.split_volume(body.source)[0] is not None:
+            raise errors.refused(f"host {peer} asked for a pair that is not between it and this host")
+        return
+    half = find(node, body.pair)
+    if half.peer != peer or half.side != "source":
+        raise errors.refused(f"pair {half.pair} is not one with its source here and its destination at {peer}")
+
+
+# showing
+
+
+async def show(node: Node, body: Which) -> dict[str, Any]:
+    return {"pair": await _shown(node, find(node, body.pair))}
+
+
+async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:
+    return {"pairs": await show_all(node)}
+
+
+async def show_all(node: Node) -> list[dict[str, Any]]:
+    return list(await asyncio.gather(*(_shown(node, half) for half in halves(node))))
+
+
+async def _shown(node: Node, half: Half) -> dict[str, Any]:
+    """P of the API.  The source knows; the destination asks it, and says so when it does not answer."""
+    if half.side == "source":
+        return await _shown_at_source(node, half)
+    try:
+        answer = await _forward(node, half.peer, "pair.show", Which(half.pair), node.cfg.timeouts.status_s)
+    except PathctlError as error:
+        return await _shown_alone(node, half, error)
+    return {**answer["pair"], "side": "destination"}
+
+
+async def _shown_at_source(node: Node, half: Half) -> dict[str, Any]:
+    found = await planes.look(node, half.volume)
+    status = found.status
+    is_known = status is not None and status.pair == half.pair
+    facts = _facts(half, status if is_known else None)
+    reason = half.entry.note if half.entry else None
+    if half.busy is None and status is not None and not status.session:
+        reason = status.link_error
+    if found.failed or (half.busy is None and not is_known):
+        reason = found.failed or f"the volume's metadata names pair {status.pair if status else None}"
+    return _as_json(node, half, facts, status if is_known else None, reason)
+
+
+def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:
+    if status is None:
+        return pairstate.Facts(journal=half.busy, answers=False)
+    return pairstate.Facts(
+        journal=half.busy,
+        answers=True,
+        ready=status.ready,
+        session=status.session is not None,
+        refused=status.link == "refused",
+        invalid=status.invalid,
+        owed=status.owed,
+        complete=status.complete,
+    )
+
+
+async def _shown_alone(node: Node, half: Half, error: PathctlError) -> dict[str, Any]:
+    """At a destination whose source's daemon does not answer: only what is known here, and no claim about progress."""
+    found = await planes.look(node, half.volume)
+    facts = pairstate.Facts(journal=half.busy, answers=False)
+    if error.code == ErrorCode.NOT_FOUND:
+        reason = f"host {half.peer} has no such pair any more; delete this half with `pathctl pair delete`"
+    else:
+        reason = f"the source's pathctld was not heard ({error.message})"
+        if found.status is not None and found.status.session is not None:
+            reason += "; its data connection is up"
+    return _as_json(node, half, facts, found.status, reason)
+
+
+def _as_json(
+    node: Node, half: Half, facts: pairstate.Facts, status: controlclient.Status | None, reason: str | None
+) -> dict[str, Any]:
+    volume = node.db.volume(half.volume)
+    ours = {"host": node.host().name, "volume": half.volume}
+    theirs = {"host": half.peer, "volume": half.peer_volume}
+    told = status or controlclient.Status()
+    counters = told.counters
+    return {
+        "pair": half.pair,
+        "state": pairstate.state(facts).value,
+        "direction": pairstate.direction(facts),
+        "reason": reason,
+        "side": half.side,
+        "source": ours if half.side == "source" else theirs,
+        "destination": theirs if half.side == "source" else ours,
+        "invalidated": half.row.invalidated if half.row else _invalidated(half),
+        "ready": told.ready,
+        "committed": told.committed,
+        "size": volume.size if volume else 0,
+        "track_size": volume.track_size if volume else 0,
+        "tracks": -(-volume.size // volume.track_size) if volume else 0,
+        "invalid": told.invalid,
+        "owed": told.owed,
+        "waiting": told.waiting,
+        "copy_rate_bytes_s": half.row.copy_rate_bytes_s if half.row else None,
+        "copied_bytes": counters.get("copied_bytes", 0),
+        "fetched_tracks": counters.get("fetched_tracks", 0),
+        "copied_tracks": counters.get("copied_tracks", 0),
+        "counters": counters,
+        "session": told.session,
+    }
+
+
+def _invalidated(half: Half) -> db.Side | None:
+    if half.entry is None or half.entry.role != "coordinator" or half.entry.verb != "pair.create":
+        return None
+    return paircreate.spec_of(half.entry).invalidate
+
+
+async def connections(node: Node, body: msgspec.Struct) -> dict[str, Any]:
+    """C of the API: the rows of this host's configuration table as they stand."""
+    return {
+        "connections": [
+            {
+                "pair": row.pair,
+                "side": row.side,
+                "volume": row.volume,
+                "peer": row.peer,
+                "peer_volume": row.peer_volume,
+                "invalidated": row.invalidated,
+                "ready": row.state == "ready",
+                "state": row.state,
+                "port": row.port,
+            }
+            for row in node.db.connections()
+        ]
+    }
+
+
+Handler = Callable[[Node, Any], Awaitable[dict[str, Any]]]
+VERBS: dict[str, tuple[type[msgspec.Struct], Handler]] = {
+    "pair.create": (paircreate.Create, create),
+    "pair.show": (Which, show),
+    "pair.suspend": (Which, suspend),
+    "pair.resume": (Which, resume),
+    "pair.set": (Set, set_values),
+    "pair.delete": (pairdelete.Delete, delete),
+}

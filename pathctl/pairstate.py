@@ -1,0 +1,55 @@
+"""pairstate - from facts to the state that a user sees.  Pure; the table of DESIGN section 2.
+
+A state is derived each time and never stored.
+"""
+
+import enum
+from typing import Literal
+
+import msgspec
+
+
+class State(enum.StrEnum):
+    CREATING = "Creating"
+    DELETING = "Deleting"
+    SUSPENDED = "Suspended"
+    PARTITIONED = "Partitioned"
+    REFUSED = "Refused"
+    SYNC_IN_PROG = "SyncInProg"
+    SYNCHRONIZED = "Synchronized"
+
+
+Direction = Literal["to_source", "to_destination"]
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of a pair at its source; counts in tracks."""
+
+    journal: Literal["creating", "deleting"] | None
+    answers: bool  # the source's data plane told the rest
+    ready: bool = False  # by command
+    session: bool = False
+    refused: bool = False  # the last greeting was answered no
+    invalid: int = 0
+    owed: int = 0
+    complete: bool = False  # the destination has confirmed that it has everything
+
+
+def state(facts: Facts) -> State:
+    if facts.journal is not None:
+        return State.CREATING if facts.journal == "creating" else State.DELETING
+    if not facts.answers:
+        return State.PARTITIONED
+    if not facts.ready:
+        return State.SUSPENDED
+    if not facts.session:
+        return State.REFUSED if facts.refused else State.PARTITIONED
+    synchronized = facts.complete and facts.invalid == facts.owed == 0
+    return State.SYNCHRONIZED if synchronized else State.SYNC_IN_PROG
+
+
+def direction(facts: Facts) -> Direction | None:
+    """Where the background copy goes; None when there is none."""
+    if state(facts) != State.SYNC_IN_PROG:
+        return None
+    return "to_source" if facts.invalid else "to_destination"

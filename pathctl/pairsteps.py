@@ -1,0 +1,276 @@
+"""pairsteps - what one host does for a pair: its half of each step, and of undoing it.
+
+Used by the coordinator for its own side, and served to the peer's coordinator (daemon to daemon, `peer` is the caller).
+Every step carries its operation's UUID, may be repeated, is durable when answered, and is refused once the operation
+has ended here.  Each takes its volume's lock, so that a late step and its undo never run at once.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from pathctl import config, db, errors, faults, peers, pki, planes, supervise, volumes
+from pathctl.node import Node
+
+Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=rf"\A{config.NAME.pattern}\Z")]
+
+
+class LookVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    volume: Name
+
+
+class CreateVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    operation: Uuid
+    pair: Uuid
+    volume: Name
+    peer_volume: Name
+    size: int
+    track_size: int
+
+
+class Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    operation: Uuid
+    pair: Uuid
+    volume: Name
+    peer_volume: Name
+    invalidate: db.Side
+    psk: str
+    size: int
+    track_size: int
+
+
+class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One operation on one pair, and our volume in it."""
+
+    operation: Uuid
+    pair: Uuid
+    volume: Name
+    peer_volume: Name
+
+
+# served to the source's daemon
+
+
+async def look_volume(node: Node, peer: str, body: LookVolume) -> dict[str, Any]:
+    row = node.db.volume(body.volume)
+    return {"size": row.size if row else None, "track_size": row.track_size if row else None}
+
+
+async def create_volume(node: Node, peer: str, body: CreateVolume) -> dict[str, Any]:
+    config.check_name(body.volume, "volume")
+    config.check_size(body.size)
+    config.check_track_size(body.track_size)
+    async with node.locks[body.volume]:
+        row = node.db.volume(body.volume)
+        if row is not None and row.operation != body.operation:
+            raise errors.refused(f"there is a volume {body.volume} already; leave --create away, or take another name")
+        node.db.open_entry(_participant(peer, body))
+        await volumes.make(node, body.volume, body.size, body.track_size, operation=body.operation)
+        await faults.point("peer.create_volume")
+    return {}
+
+
+async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str, Any]:
+    """Reserve the volume, start its process and record the pair in it; -> the data port."""
+    async with node.locks[body.volume]:
+        _check_destination(node, body)
+        node.db.open_entry(_participant(peer, body))
+        row = node.db.connection(body.pair)
+        if row is None:
+            row = _new_row(body, peer, "destination", port=_free_port(node))
+            pki.write_psk(node.cfg, body.pair, body.psk)
+            node.db.insert_connection(row)
+        await planes.settle(node, body.volume)
+        await _record(node, row)
+        await faults.point("connect.destination")
+    return {"port": row.port}
+
+
+def _check_destination(node: Node, body: Connect) -> None:
+    row = node.volume(body.volume)
+    if (row.size, row.track_size) != (body.size, body.track_size):
+        raise errors.refused(
+            f"volume {row.name} has {row.size} bytes in tracks of {row.track_size}, the source has {body.size} in "
+            f"{body.track_size}; both must be equal"
+        )
+    if row.attached:
+        raise errors.refused(f"volume {row.name} is in use: it is attached; detach it, or take another volume")
+    if row.state != "ready":
+        raise errors.refused(f"volume {row.name} is being made or deleted; wait until that is finished")
+
+
+def _participant(peer: str, body: CreateVolume | Connect) -> db.Entry:
+    return db.Entry(
+        operation=body.operation,
+        verb="pair.create",
+        role="participant",
+        pair=body.pair,
+        volume=body.volume,
+        peer=peer,
+        peer_volume=body.peer_volume,
+        spec="{}",
+    )
+
+
+def _free_port(node: Node) -> int:
+    taken = {row.port for row in node.db.connections() if row.side == "destination"}
+    address = node.host().address
+    for port in config.DATA_PORTS:
+        if port not in taken and supervise.is_free(address, port):
+            return port
+    raise errors.refused(f"no data port from {config.DATA_PORTS.start} to {config.DATA_PORTS.stop - 1} is free")
+
+
+async def finish(node: Node, peer: str, body: Which) -> dict[str, Any]:
+    """The source was made ready: the pair is the user's now."""
+    _check_peer(node, peer, body.pair)
+    async with node.locks[body.volume]:
+        outcome = node.db.outcome(body.operation)
+        if outcome not in (None, "done"):
+            raise errors.refused(f"pair {body.pair} has ended here ({outcome}); delete it at the source too")
+        node.db.commit_pair(body.operation, body.pair)
+        node.db.close_entry(body.operation, "done")
+        await faults.point("peer.finish")
+    return {}
+
+
+async def undo(node: Node, peer: str, body: Which) -> dict[str, Any]:
+    """End the operation: whatever it did here is undone, and what arrives late of it is refused."""
+    _check_peer(node, peer, body.pair)
+    entry = node.db.entry(body.operation)
+    if node.db.outcome(body.operation) == "done":
+        raise errors.refused(f"pair {body.pair} was finished here; delete it instead")
+    # The volume as we recorded it, if we did: the caller's word alone touches nothing.
+    volume = entry.volume if entry is not None else body.volume
+    undone = await drop(node, body.operation, body.pair, volume, cut=True)
+    node.db.close_entry(body.operation, "undone")
+    await faults.point("peer.undo")
+    return {"undone": undone}
+
+
+async def end(node: Node, peer: str, body: Which) -> dict[str, Any]:
+    """The destination's part of deleting a pair: it is recorded as ended, for ever."""
+    _check_peer(node, peer, body.pair)
+    await end_here(node, body.pair, body.volume, body.operation)
+    await faults.point("peer.end")
+    return {}
+
+
+async def outcome(node: Node, peer: str, body: Which) -> dict[str, Any]:
+    """Asked by a destination: what has become of the operation?"""
+    entry = node.db.entry(body.operation)
+    if node.db.outcome(body.pair) is not None:
+        return {"outcome": "deleted"}
+    if entry is None:
+        return {"outcome": node.db.outcome(body.operation) or "unknown"}
+    return {"outcome": {"forward": "open", "committed": "done", "undoing": "undone"}[entry.state]}
+
+
+def _check_peer(node: Node, peer: str, pair: str) -> None:
+    row = node.db.connection(pair)
+    if row is not None and row.peer != peer:
+        raise errors.refused(f"pair {pair} is not with host {peer}")
+
+
+# at either side
+
+
+def _new_row(body: Connect, peer: str, side: db.Side, port: int | None) -> db.Connection:
+    return db.Connection(
+        pair=body.pair,
+        operation=body.operation,
+        volume=body.volume,
+        side=side,
+        peer=peer,
+        peer_volume=body.peer_volume,
+        invalidated=body.invalidate,
+        port=port,
+    )
+
+
+async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int | None) -> None:
+    """The source connection: a row, the process, and the pair recorded in the volume, not ready."""
+    async with node.locks[body.volume]:
+        row = node.db.connection(body.pair)
+        if row is None:
+            row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)
+            node.db.insert_connection(row)
+        await planes.settle(node, body.volume)
+        await _record(node, row)
+        await planes.command(node, body.volume, "set", copy_rate_bytes_s=rate_bytes_s)
+        await faults.point("connect.source")
+
+
+async def _record(node: Node, row: db.Connection) -> None:
+    await planes.command(
+        node,
+        row.volume,
+        "connect",
+        operation=row.operation,
+        pair=row.pair,
+        side=row.side,
+        invalid=row.invalidated,
+        peer=row.peer,
+    )
+
+
+async def drop(node: Node, operation: str, pair: str, volume: str, *, cut: bool) -> list[str]:
+    """Undo what the operation did here; -> what was undone, in words.
+
+    `cut`: a command of it may still be under way inside nbdkit; start nbdkit anew first, so that none comes late.
+    """
+    undone: list[str] = []
+    async with node.locks[volume]:
+        volume_row, row = node.db.volume(volume), node.db.connection(pair)
+        is_ours = volume_row is not None and volume_row.operation == operation
+        if row is not None and row.operation == operation:
+            if not is_ours:
+                await disconnect(node, row, operation, cut=cut)
+            node.db.delete_connection(pair)
+            undone.append(label(node, row.side, "connection", volume))
+        pki.remove_psk(node.cfg, pair)
+        if volume_row is not None and not is_ours:
+            await planes.settle(node, volume)
+        if is_ours:
+            await node.supervisor.stop(volume, drain=False)
+            volumes.remove(node, volume)
+            undone.append(label(node, row.side if row else None, "volume", volume))
+    return undone
+
+
+async def disconnect(node: Node, row: db.Connection, operation: str, *, cut: bool) -> None:
+    """Drop the pair from the volume's metadata.  The caller holds the volume's lock."""
+    await planes.settle(node, row.volume)
+    if cut:
+        await node.supervisor.restart(row.volume)
+    await planes.command(node, row.volume, "disconnect", operation=operation, pair=row.pair)
+
+
+async def end_here(node: Node, pair: str, volume: str, operation: str, *, force: bool = False) -> None:
+    """End the pair on this host.  `force`: also when the data plane cannot be told."""
+    async with node.locks[volume]:
+        row = node.db.connection(pair)
+        if row is not None:
+            node.db.set_connection_state(pair, "deleting")
+            try:
+                await disconnect(node, row, operation, cut=False)
+            except errors.PathctlError:
+                if not force:
+                    raise
+        node.db.end_pair(pair)
+        pki.remove_psk(node.cfg, pair)
+        if row is not None:
+            await planes.settle(node, row.volume)
+
+
+def label(node: Node, side: db.Side | None, what: str, volume: str) -> str:
+    """`source connection (alpha:v1)`."""
+    return f"{side + ' ' if side else ''}{what} ({node.host().name}:{volume})"
+
+
+async def look_peer_volume(node: Node, peer: str, volume: str) -> tuple[int, int] | None:
+    """Size and track size of a volume at a peer; None when there is no such volume."""
+    found = await peers.call(node, peer, "volume.look", LookVolume(volume), node.cfg.timeouts.peer_look_s)
+    size, track_size = found.get("size"), found.get("track_size")
+    return (config.check_size(size), config.check_track_size(track_size)) if size and track_size else None

@@ -1,0 +1,256 @@
+"""peers - the other hosts: enrolment, and calls to them.
+
+A call has a time limit and believes only the peer's pinned certificate.  A peer that answers with an error raises
+that PathctlError; a peer that does not answer raises NoAnswer, and then the caller must not conclude anything.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from pathctl import config, db, errors, pki
+from pathctl.errors import ErrorCode
+from pathctl.node import Node
+
+ANSWER_LIMIT = 1 << 20
+LISTEN_LIMIT_S = 5.0
+
+
+class Init(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    address: str
+    port: int = config.DEFAULT_PORT
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a verb without fields."""
+
+
+class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: str
+
+
+class JoinSecret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a joining host sends to the inviting one."""
+
+    secret: str
+    name: str
+    address: str
+    port: int
+    certificate: str
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What the inviting host answers."""
+
+    name: str
+    address: str
+    port: int
+    certificate: str
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: ErrorCode
+    message: str
+    done: list[str] = []
+    failed: str | None = None
+    undone: list[str] = []
+    pending: list[str] = []
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+# user verbs
+
+
+async def init(node: Node, body: Init) -> dict[str, Any]:
+    wanted = db.Host(
+        config.check_name(body.name, "host"), config.check_address(body.address), config.check_port(body.port)
+    )
+    found = node.db.host()
+    if found is not None and found != wanted:
+        raise errors.refused(
+            f"this host is already {found.name} at {found.address}:{found.port} and its peers know it as that; "
+            "repeat the command with these values"
+        )
+    pki.ensure_identity(node.cfg, wanted.name)
+    if found is None:
+        node.db.insert_host(wanted)
+    node.named.set()
+    await _listening(node)
+    return {"host": host_json(node)}
+
+
+async def _listening(node: Node) -> None:
+    try:
+        await asyncio.wait_for(node.listening.wait(), LISTEN_LIMIT_S)
+    except TimeoutError as error:
+        host = node.host()
+        raise errors.internal(
+            f"{host.address}:{host.port} cannot be listened on ({node.listen_error or 'no answer yet'}); the host has "
+            "its name, and pathctld goes on trying: give the address to an interface or free the port"
+        ) from error
+
+
+def host_json(node: Node) -> dict[str, Any] | None:
+    host = node.db.host()
+    if host is None:
+        return None
+    fingerprint = pki.fingerprint(node.cfg.host_certificate.read_text())
+    return {"name": host.name, "address": host.address, "port": host.port, "fingerprint": fingerprint}
+
+
+async def invite(node: Node, body: Nothing) -> dict[str, Any]:
+    host = node.host()
+    await _listening(node)
+    token, digest = pki.make_token(host.name, host.address, host.port, node.cfg.host_certificate.read_text())
+    lasts_s = node.cfg.timeouts.invite_s
+    now = time.time()
+    node.db.insert_invite(digest, now + lasts_s, now)
+    return {"token": token, "expires_s": int(lasts_s)}
+
+
+async def join(node: Node, body: Join) -> dict[str, Any]:
+    """Show the token's secret to the host that made it; its certificate must be the one that the token names."""
+    host = node.host()
+    token = pki.read_token(body.token)
+    if token.name == host.name:
+        raise errors.refused(f"the token was made by a host called {host.name}, like this one; host names must differ")
+    mine = JoinSecret(token.secret, host.name, host.address, host.port, node.cfg.host_certificate.read_text())
+    pin = aiohttp.Fingerprint(bytes.fromhex(token.fingerprint))
+    answer = await _post(node, token.name, token.address, token.port, pin, "join", mine, node.cfg.timeouts.peer_look_s)
+    found = msgspec.convert(answer, Identity)
+    if pki.fingerprint(found.certificate) != token.fingerprint:
+        raise errors.refused("the host that answered showed another certificate than the token names; make a new token")
+    peer = db.Peer(token.name, token.address, token.port, found.certificate)
+    enrol(node, peer)
+    return {"peer": peer_json(peer, True)}
+
+
+async def list_all(node: Node, body: Nothing) -> dict[str, Any]:
+    peers = node.db.peers()
+    reachable = await asyncio.gather(*(_is_reachable(node, peer) for peer in peers))
+    return {"peers": [peer_json(peer, found) for peer, found in zip(peers, reachable, strict=True)]}
+
+
+def peer_json(peer: db.Peer, reachable: bool | None) -> dict[str, Any]:
+    return {
+        "name": peer.name,
+        "address": peer.address,
+        "port": peer.port,
+        "fingerprint": pki.fingerprint(peer.certificate),
+        "reachable": reachable,
+    }
+
+
+async def _is_reachable(node: Node, peer: db.Peer) -> bool:
+    try:
+        await call(node, peer.name, "ping", Nothing(), node.cfg.timeouts.status_s)
+    except errors.PathctlError:
+        return False
+    return True
+
+
+# what a joining host asks of us
+
+
+async def admit(node: Node, body: JoinSecret) -> dict[str, Any]:
+    """Enrol a host that knows the secret of an invitation."""
+    host = node.host()
+    config.check_name(body.name, "host")
+    if body.name == host.name:
+        raise errors.refused(f"the inviting host is called {host.name} too; host names must differ")
+    peer = db.Peer(body.name, config.check_address(body.address), config.check_port(body.port), body.certificate)
+    fingerprint = pki.fingerprint(peer.certificate)
+    pki.client_context(node.cfg, peer.certificate)  # refuses what is no certificate, before anything is recorded
+    node.db.redeem_invite(pki.digest(body.secret), time.time(), fingerprint, peer)
+    _trust(node, peer)
+    mine = Identity(host.name, host.address, host.port, node.cfg.host_certificate.read_text())
+    return msgspec.structs.asdict(mine)
+
+
+def enrol(node: Node, peer: db.Peer) -> None:
+    node.db.upsert_peer(peer)
+    _trust(node, peer)
+
+
+def _trust(node: Node, peer: db.Peer) -> None:
+    if node.server_context is not None:
+        pki.trust(node.server_context, peer.certificate)
+
+
+# calls
+
+
+async def call(node: Node, name: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
+    """One verb at a peer; raises the peer's own PathctlError, or NoAnswer."""
+    peer = node.peer(name)
+    context = pki.client_context(node.cfg, peer.certificate)
+    return await _post(node, name, peer.address, peer.port, context, verb, body, limit_s)
+
+
+async def _post(
+    node: Node,
+    name: str,
+    address: str,
+    port: int,
+    trusted: Any,
+    verb: str,
+    body: msgspec.Struct,
+    limit_s: float,
+) -> dict[str, Any]:
+    url = f"https://{f'[{address}]' if ':' in address else address}:{port}/v1/peer/{verb}"
+    limits = aiohttp.ClientTimeout(total=limit_s, sock_connect=min(limit_s, node.cfg.timeouts.peer_connect_s))
+    try:
+        connector = aiohttp.TCPConnector(ssl=trusted)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=limits) as session,
+            session.post(url, data=msgspec.json.encode(body), allow_redirects=False) as response,
+        ):
+            return _answer(name, verb, response.status, await _read(response))
+    except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientConnectorCertificateError) as error:
+        raise errors.NoAnswer(
+            ErrorCode.UNREACHABLE,
+            f"the host at {address}:{port} is not {name}: it shows another certificate; check the address",
+            sent=False,
+        ) from error
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise errors.NoAnswer(
+            ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} cannot be reached", sent=False
+        ) from error
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        raise errors.NoAnswer(
+            ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} was asked ({verb}) and did not answer", sent=True
+        ) from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    raw = b""
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > ANSWER_LIMIT:
+            raise errors.internal(f"the answer of {response.url.host} is above {ANSWER_LIMIT} bytes and was dropped")
+    return raw
+
+
+def _answer(name: str, verb: str, status: int, raw: bytes) -> dict[str, Any]:
+    try:
+        if status == 200:
+            return msgspec.json.decode(raw, type=dict[str, Any])
+        found: Mapping[str, Any] = msgspec.to_builtins(msgspec.json.decode(raw, type=_Failure).error)
+    except msgspec.DecodeError as error:
+        raise errors.internal(f"host {name} answered {verb} with something else than JSON of pathctl") from error
+    raise errors.PathctlError(
+        ErrorCode(found["code"]),
+        found["message"],
+        done=found["done"],
+        failed=found["failed"],
+        undone=found["undone"],
+        pending=found["pending"],
+    )

@@ -1,0 +1,132 @@
+"""planes - brings each volume's data plane to what the rows say, and asks it how it is.
+
+`settle` starts, replaces or stops the process of one volume; `bring` tells a running process what it does not
+remember itself (where its peer is, the copy rate) and what it may have missed (suspend, resume).
+"""
+
+import asyncio
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pathctl import controlclient, db, errors, nbdkitcmd
+from pathctl.node import Node
+
+FORMAT_LIMIT_S = 120.0
+
+
+async def settle(node: Node, volume: str) -> None:
+    """Make the volume's process what the rows want.  The caller holds the volume's lock."""
+    wanted = plane(node, volume)
+    if wanted is None:
+        await node.supervisor.stop(volume)
+    else:
+        await node.supervisor.ensure(wanted)
+
+
+def plane(node: Node, volume: str) -> nbdkitcmd.Plane | None:
+    row = node.db.volume(volume)
+    return None if row is None else nbdkitcmd.plane(node.cfg, node.db.host(), row, node.db.connection_of(volume))
+
+
+async def bring(node: Node, volume: str) -> None:
+    """Tell a process that was just started, or whose row has changed, what its row wants."""
+    row = node.db.connection_of(volume)
+    if row is None or row.side != "source" or row.state not in ("ready", "suspended"):
+        return
+    found = await status(node, volume)
+    if found.pair != row.pair:
+        raise errors.internal(f"volume {volume} says it is in pair {found.pair}, its row says {row.pair}; delete it")
+    await link(node, row)
+    await command(node, volume, "set", copy_rate_bytes_s=row.copy_rate_bytes_s)
+    wants_ready = row.state == "ready"
+    if found.ready != wants_ready:
+        op = "resume" if wants_ready else "suspend"
+        await command(node, volume, op, operation=str(uuid.uuid4()), pair=row.pair)
+
+
+async def link(node: Node, row: db.Connection) -> None:
+    """Tell the source's data plane where its peer's is."""
+    peer = node.peer(row.peer)
+    await command(
+        node,
+        row.volume,
+        "link",
+        pair=row.pair,
+        address=peer.address,
+        port=row.port,
+        psk_file=str(node.cfg.psk(row.pair)),
+        identity=row.pair,
+    )
+
+
+async def command(node: Node, volume: str, op: str, **fields: object) -> None:
+    await controlclient.call(node.cfg.control_socket(volume), op, node.cfg.timeouts.control_s, **fields)
+
+
+async def status(node: Node, volume: str) -> controlclient.Status:
+    return await controlclient.status(node.cfg.control_socket(volume), node.cfg.timeouts.status_s)
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What is known of a volume right now: its status, running or not, or why there is none."""
+
+    status: controlclient.Status | None
+    failed: str | None
+
+
+async def look(node: Node, volume: str) -> Look:
+    """Never raises: a volume that cannot be looked at is a fact to show."""
+    keeper = node.supervisor.get(volume)
+    try:
+        found = await (status(node, volume) if keeper is not None else _read_meta(node, volume))
+    except errors.PathctlError as error:
+        return Look(None, (keeper.failure if keeper else None) or error.message)
+    return Look(found, found.failed)
+
+
+_metas: dict[tuple[Path, int], controlclient.Status] = {}  # by file and time of change: it changes only while it runs
+
+
+async def _read_meta(node: Node, volume: str) -> controlclient.Status:
+    path = node.cfg.meta(volume)
+    try:
+        key = (path, os.stat(path).st_mtime_ns)
+    except OSError as error:
+        raise errors.internal(f"the metadata of volume {volume} cannot be read: {error.strerror}") from error
+    if key not in _metas:
+        out = await run_format("show", "--meta", str(path))
+        for old in [known for known in _metas if known[0] == path]:
+            del _metas[old]
+        _metas[key] = _decode(out, volume)
+    return _metas[key]
+
+
+def _decode(raw: bytes, volume: str) -> controlclient.Status:
+    try:
+        return msgspec.json.decode(raw, type=controlclient.Status)
+    except msgspec.DecodeError as error:
+        raise errors.internal(f"the metadata of volume {volume} shows as something unexpected: {error}") from error
+
+
+async def run_format(*arguments: str) -> bytes:
+    """Run nbdplugin's format tool; -> its output.  Raises with the sentence it said."""
+    words: tuple[Any, ...] = (sys.executable, "-m", "nbdplugin.format", *arguments)
+    pipe = asyncio.subprocess.PIPE
+    child = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    try:
+        out, err = await asyncio.wait_for(child.communicate(), FORMAT_LIMIT_S)
+    except BaseException as error:
+        child.kill()
+        await child.wait()
+        if isinstance(error, TimeoutError):
+            raise errors.internal(f"the metadata tool did not end within {FORMAT_LIMIT_S:g} s") from error
+        raise
+    if child.returncode != 0:
+        lines = err.decode(errors="replace").strip().splitlines()
+        raise errors.internal(lines[-1] if lines else f"the metadata tool failed ({child.returncode})")
+    return out
