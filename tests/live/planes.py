@@ -79,12 +79,13 @@ class Plane:
         tls = ["--tls=require", f"--tls-psk={self.psk_file}"] if self.role == "peer" else []
         settings = {"role": self.role, "volume": self.name, "meta": self.meta, "backing": self.backing}
         settings |= {"control": self.control, **self.params}
-        threads = "160" if self.role == "host" else "2"
+        threads = "160" if self.role == "host" else "1"
         command = ["nbdkit", "--foreground", "-t", threads, *tls, "python", str(PLUGIN)]
         command += [f"{key}={value}" for key, value in settings.items()]
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
             "LISTEN_FDS": "1",
+            "MALLOC_ARENA_MAX": "2",
             "GNUTLS_SYSTEM_PRIORITY_FILE": str(priority),
         }
         self.control.unlink(missing_ok=True)
