@@ -217,10 +217,9 @@ class Lab:
 
     def down(self) -> None:
         """Leave nothing: processes, mounts, loop devices, namespaces, folder.  From the top: users before servers."""
-        _kill(
-            process.pid for process in self._processes() if _is_named(process, "pathctld")
-        )  # it would start others anew
-        _kill(process.pid for process in self._processes() if not _is_named(process, "nbdkit", "qemu-storage-daemon"))
+        servers = ("nbdkit", "qemu-storage-daemon")
+        _kill(process.pid for process in self._processes() if _is_named(process, "pathctld"))  # it restarts the rest
+        _kill(process.pid for process in self._processes() if not _is_named(process, *servers))
         self._unmount(self._device_mounts())
         for device in self._loops():
             _try("losetup", "--detach", device)

@@ -1,0 +1,56 @@
+"""units - sizes and rates as people write them, and back.
+
+Binary throughout: K is 1024.  A rate is bytes per second; 0 pauses, `none` is no limit.  Pure.
+"""
+
+import re
+from fractions import Fraction
+
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `10G`, `64K`, `1.5GiB`, `512`; ValueError, with a sentence, unless it is a whole number of bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write a number and K, M, G or T, as in 10G, 64K or 1.5G")
+    size = Fraction(match[1]) * _FACTORS[match[2].upper()]
+    if size.denominator != 1:
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    return int(size)
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes per second of `50M`, `50M/s` or `0`; None for `none`."""
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return parse_size(re.sub(r"/s$", "", text.strip(), flags=re.IGNORECASE))
+    except ValueError:
+        raise ValueError(f"{text!r} is no rate; write bytes per second as in 50M, 0 to pause, or none") from None
+
+
+def format_size(size: int) -> str:
+    """Short, and exact where it can be: `64K`, `1.5G`, `9.7T`.  Never rounded up to what it is not."""
+    for suffix in reversed(_FACTORS):
+        factor = _FACTORS[suffix]
+        if abs(size) >= factor:
+            tenths = abs(size) * 10 // factor
+            sign = "-" if size < 0 else ""
+            return f"{sign}{tenths // 10}{f'.{tenths % 10}' if tenths % 10 else ''}{suffix}"
+    return "0"
+
+
+def format_rate(rate_bytes_s: int | None) -> str:
+    if rate_bytes_s is None:
+        return "none"
+    return f"{format_size(rate_bytes_s)}/s" if rate_bytes_s else "paused"
+
+
+def format_done(left: int, total: int) -> str:
+    """How much of `total` is done, rounded down: 100 % is said only when nothing is left."""
+    if total <= 0:
+        return "100%" if left <= 0 else "0%"
+    tenths = max(0, total - left) * 1000 // total
+    return "100%" if tenths == 1000 else f"{tenths // 10}.{tenths % 10}%"
