@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from nbdplugin import layout
 from nbdplugin.bitmap import Bitmap
 from nbdplugin.errors import TableDamaged
-from nbdplugin.geometry import Geometry, Span
+from nbdplugin.geometry import EXTENT_SIZE, Geometry, Span
 
 ANCESTORS = 8
 ACTIVE_MOST = 256
@@ -106,9 +106,9 @@ class Change:
 class Table:
     """Lock-free; see the module's promise.  `sequence` numbers the changes, ever rising."""
 
-    def __init__(self, header: Header, sequence: int = 0) -> None:
+    def __init__(self, header: Header, sequence: int = 0, extent_size: int = EXTENT_SIZE) -> None:
         self.header = header
-        self.geometry = Geometry(header.size, header.track_size)
+        self.geometry = Geometry(header.size, header.track_size, extent_size)
         self.volume = uuid.UUID(header.volume)
         self.sequence = sequence
         self.invalid = Bitmap(self.geometry.tracks)
