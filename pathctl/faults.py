@@ -30,5 +30,5 @@ async def _pause(folder: Path, name: str) -> None:
         return
     (folder / f"reached-{name}").touch()
     deadline = asyncio.get_running_loop().time() + PAUSE_LIMIT_S
-    while pause.exists() and asyncio.get_running_loop().time() < deadline:
+    while pause.exists() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - a file
         await asyncio.sleep(LOOK_S)
