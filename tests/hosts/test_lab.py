@@ -1,0 +1,136 @@
+"""The lab itself: it comes up, is cut and healed, and leaves nothing, whatever happened before."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lablib
+import pytest
+
+LISTEN = "import socket; s = socket.create_server(('', 9)); print(flush=True); s.accept()"
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"
+
+
+@pytest.fixture
+def lab() -> Iterator[lablib.Lab]:
+    lab = lablib.Lab(f"t{os.getpid()}")
+    lab.up()
+    yield lab
+    lab.down()
+
+
+def run_lab(lab: lablib.Lab, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [lablib.REPO / "scripts/lab", *words],
+        env=os.environ | {"PATHCTL_LAB": lab.name},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd="/",
+    )
+
+
+def test_both_hosts_know_each_other_after_up(lab: lablib.Lab) -> None:
+    for host, other in (("alpha", "beta"), ("beta", "alpha")):
+        peers = lab.host(host).pathctl("peer", "list")["peers"]
+        assert [(peer["name"], peer["reachable"]) for peer in peers] == [(other, True)]
+
+
+def test_up_again_leaves_the_running_daemons_alone(lab: lablib.Lab) -> None:
+    before = [host.pids() for host in lab.hosts.values()]
+    lab.up()
+    assert [host.pids() for host in lab.hosts.values()] == before
+
+
+def can_connect(lab: lablib.Lab, source: str, target: str) -> bool:
+    with lab.host(target).popen(sys.executable, "-c", LISTEN, stdout=subprocess.PIPE) as listener:
+        assert listener.stdout is not None
+        listener.stdout.readline()
+        tried = lab.host(source).run(sys.executable, "-c", CONNECT, lab.host(target).address, check=False)
+        listener.kill()
+    return tried.returncode == 0
+
+
+def test_a_cut_drops_everything_both_ways_until_it_is_healed(lab: lablib.Lab) -> None:
+    assert can_connect(lab, "alpha", "beta")
+    for _ in range(2):  # both may be repeated
+        lab.cut()
+        assert not can_connect(lab, "alpha", "beta")
+        assert not can_connect(lab, "beta", "alpha")
+    for _ in range(2):
+        lab.heal()
+        assert can_connect(lab, "alpha", "beta")
+        assert can_connect(lab, "beta", "alpha")
+
+
+def test_pathctld_can_be_stopped_killed_and_started(lab: lablib.Lab) -> None:
+    beta = lab.host("beta")
+    for end in (beta.stop, beta.kill):
+        end()
+        assert beta.pids() == []
+        beta.start()
+        assert len(beta.pids()) == 1
+
+
+def test_exec_runs_a_command_on_that_host_and_passes_its_exit_code_on(lab: lablib.Lab) -> None:
+    shown = run_lab(lab, "exec", "beta", "--", "pathctl", "--json")
+    assert shown.returncode == 2
+    shown = run_lab(lab, "exec", "beta", "--", "sh", "-c", "pathctl status --json; ip -br address; exit 7")
+    assert shown.returncode == 7
+    assert '"name": "beta"' in shown.stdout
+    assert "10.77.0.2/24" in shown.stdout
+
+
+def test_a_wrong_call_is_one_sentence(lab: lablib.Lab) -> None:
+    shown = run_lab(lab, "exec", "gamma", "--", "true")
+    assert shown.returncode == 1
+    assert shown.stderr == "lab: this lab has no host 'gamma'; it has alpha and beta\n"
+
+
+def use(lab: lablib.Lab) -> Path:
+    """A pair, a device, a mounted file system with a process in it."""
+    alpha, beta = lab.hosts.values()
+    beta.pathctl("volume", "create", "w", "--size", "64M")
+    device = alpha.pathctl("pair", "create", "v", "beta:w", "--invalidate", "source", "--create", "--attach")["device"]
+    place = lab.folder / "mnt"
+    place.mkdir()
+    alpha.run("mkfs.ext4", "-q", device)
+    alpha.run("mount", device, place)
+    alpha.run("setsid", "--fork", "sh", "-c", f"cd {place} && exec sleep 600 >/dev/null 2>&1 </dev/null")
+    return place
+
+
+def test_down_leaves_nothing_of_a_lab_in_full_use(lab: lablib.Lab) -> None:
+    use(lab)
+    assert {line.split()[0] for line in lab.litter()} == {"process", "loop", "mount", "namespace", "folder"}
+    lab.down()
+    assert lab.litter() == []
+    assert run_lab(lab, "down").returncode == 0
+
+
+def test_up_and_down_work_after_everything_was_killed(lab: lablib.Lab) -> None:
+    place = use(lab)
+    for process in list(lab._processes()):
+        os.kill(process.pid, signal.SIGKILL)
+    lablib._run("umount", "--lazy", str(place))
+    shown = run_lab(lab, "up")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert lab.host("alpha").pathctl("pair", "wait", "v", "--timeout", "20")["pair"]["state"] == "Synchronized"
+    for process in list(lab._processes()):
+        os.kill(process.pid, signal.SIGKILL)
+    lab.down()
+    assert lab.litter() == []
+
+
+def test_labs_of_different_names_do_not_meet(lab: lablib.Lab) -> None:
+    other = lablib.Lab(f"u{os.getpid()}")
+    try:
+        other.up()
+        assert not set(other.host("alpha").pids()) & set(lab.host("alpha").pids())
+    finally:
+        other.down()
+    assert lab.host("alpha").answers()
