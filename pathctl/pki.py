@@ -99,8 +99,8 @@ def ensure_priority(cfg: config.Config) -> None:
 def fingerprint(certificate_pem: str) -> str:
     """SHA-256 over the certificate's DER form, hex."""
     try:
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate_pem)).hexdigest()
-    except (ValueError, binascii.Error) as error:
+        return x509.load_pem_x509_certificate(certificate_pem.encode()).fingerprint(hashes.SHA256()).hex()
+    except ValueError as error:
         raise errors.usage("the other host's certificate cannot be read; join again") from error
 
 

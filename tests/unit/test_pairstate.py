@@ -1,0 +1,42 @@
+"""The states that users see, walked over every combination of facts."""
+
+import itertools
+
+import msgspec
+import pytest
+
+from pathctl.pairstate import Facts, State, direction, state
+
+UP = Facts(journal=None, answers=True, ready=True, session=True, complete=True)
+
+# One row per line of the table: what differs from a synchronized pair, the state, the direction.
+TABLE = [
+    ({"journal": "creating"}, State.CREATING, None),
+    ({"journal": "deleting"}, State.DELETING, None),
+    ({"answers": False}, State.PARTITIONED, None),
+    ({"ready": False}, State.SUSPENDED, None),
+    ({"session": False}, State.PARTITIONED, None),
+    ({"session": False, "refused": True}, State.REFUSED, None),
+    ({"invalid": 1}, State.SYNC_IN_PROG, "to_source"),
+    ({"owed": 1}, State.SYNC_IN_PROG, "to_destination"),
+    ({"invalid": 1, "owed": 1}, State.SYNC_IN_PROG, "to_source"),
+    ({"complete": False}, State.SYNC_IN_PROG, "to_destination"),
+    ({}, State.SYNCHRONIZED, None),
+]
+
+
+@pytest.mark.parametrize(("change", "expected", "way"), TABLE)
+def test_each_row_of_the_table_gives_its_state_and_direction(change, expected, way):
+    facts = msgspec.structs.replace(UP, **change)
+    assert (state(facts), direction(facts)) == (expected, way)
+
+
+def test_synchronized_is_said_only_when_everything_holds():
+    everything = itertools.product(
+        ("creating", "deleting", None), *[(False, True)] * 4, (0, 3), (0, 3), (False, True)
+    )
+    for journal, answers, ready, session, refused, invalid, owed, complete in everything:
+        facts = Facts(journal, answers, ready, session, refused, invalid, owed, complete)
+        holds = journal is None and answers and ready and session and complete and not invalid and not owed
+        assert (state(facts) == State.SYNCHRONIZED) == holds, facts
+        assert (direction(facts) is not None) == (state(facts) == State.SYNC_IN_PROG), facts
