@@ -182,7 +182,8 @@ class Link:
         opened: list[Connection] = []
         try:
             for number in range(URGENT + COPY):
-                export = f"data/{greeting.pair}/{greeting.session}/{number}"
+                use = "host" if number < URGENT else "copy"
+                export = f"data/{greeting.pair}/{greeting.session}/{use}"
                 opened.append(Connection(address, export, self._params.link_timeout_s))
         except PeerLost:
             for connection in opened:

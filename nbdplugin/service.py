@@ -218,13 +218,15 @@ class HostService:
 class DataExport:
     """A session's data connection, for the source of the pair; every callback is fenced by its session."""
 
-    def __init__(self, owner: PeerService, session: int) -> None:
+    def __init__(self, owner: PeerService, session: int, is_for_host: bool) -> None:
         self.size = owner.store.size
         self._owner = owner
         self._session = session
+        self._is_for_host = is_for_host
 
     def read(self, buf: memoryview, offset: int) -> None:
-        buf[:] = self._owner.engine.run(self._owner.target.read(self._session, offset, len(buf)))
+        target = self._owner.target
+        buf[:] = self._owner.engine.run(target.read(self._session, offset, len(buf), self._is_for_host))
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
         self._owner.engine.run(self._owner.target.write(self._session, offset, len(buf), buf))
@@ -339,8 +341,9 @@ class PeerService:
         if name == "meta":
             return MetaExport(self)
         parts = name.split("/")
-        if len(parts) == 4 and parts[0] == "data" and parts[1] == self.target.table.header.pair and parts[2].isdigit():
-            return DataExport(self, int(parts[2]))
+        is_known = len(parts) == 4 and parts[0] == "data" and parts[1] == self.target.table.header.pair
+        if is_known and parts[2].isdigit() and len(parts[2]) < 20 and parts[3] in ("host", "copy"):
+            return DataExport(self, int(parts[2]), parts[3] == "host")
         raise BadRequest(f"there is no export {name[:80]!r} here")
 
     def get_status(self) -> dict[str, Any]:
@@ -348,7 +351,13 @@ class PeerService:
         with self.engine.lock:
             facts = status.describe(target.table)
             session = target.table.header.session if target.is_open else None
-        counters = {"read_bytes": target.read_bytes, "write_bytes": target.written_bytes}
+        fetched = target.fetched_bytes // target.table.header.track_size
+        counters = {
+            "read_bytes": target.read_bytes,
+            "write_bytes": target.written_bytes,
+            "fetched_bytes": target.fetched_bytes,
+            "fetched_tracks": fetched,
+        }
         return facts | {
             "volume": self.params.volume,
             "role": "peer",

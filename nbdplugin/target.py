@@ -31,6 +31,7 @@ class Target:
         self.waiters: list[Waiter] = []
         self.read_bytes = 0
         self.written_bytes = 0
+        self.fetched_bytes = 0
 
     # --- waiting ---
 
@@ -118,11 +119,13 @@ class Target:
         if self.running[session] == 0:
             self._wake()
 
-    def read(self, session: int, offset: int, length: int) -> Flow[Data]:
+    def read(self, session: int, offset: int, length: int, is_for_host: bool = False) -> Flow[Data]:
+        """`is_for_host`: a request of the source's host waits for it; counted apart from the copy."""
         self.enter(session)
         try:
             data = yield actions.StoreRead(offset, length)
             self.read_bytes += length
+            self.fetched_bytes += length if is_for_host else 0
             return data
         finally:
             self.leave(session)

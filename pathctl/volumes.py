@@ -301,4 +301,5 @@ async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
         "invalid": facts.invalid if facts else 0,
         "incomplete": facts.incomplete if facts else False,
         "failed": found.failed,
+        "counters": facts.counters if facts else {},
     }

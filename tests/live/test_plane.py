@@ -226,11 +226,11 @@ def test_the_destination_refuses_a_session_that_is_over_and_a_pair_it_does_not_k
         handle.connect_tcp("127.0.0.1", str(pair.destination.port))
         return handle
 
-    stale = connect(f"data/{pair.uuid}/{status['session'] - 1}/0")
+    stale = connect(f"data/{pair.uuid}/{status['session'] - 1}/host")
     with pytest.raises(nbd.Error, match="shut down|ESHUTDOWN|endpoint"):
         stale.pwrite(b"!" * 512, 0)
     with pytest.raises(nbd.Error):
-        connect("data/00000000-0000-0000-0000-000000000000/1/0")
+        connect("data/00000000-0000-0000-0000-000000000000/1/host")
     assert pair.source.read_store() == pair.destination.read_store()
 
 
@@ -304,5 +304,3 @@ def test_the_copy_of_ten_tebibytes_can_be_created_at_once(make_pair: MakePair) -
     assert pair.source.meta.stat().st_size < (10 << 40) // 100_000
     with pair.source.open() as handle:
         assert handle.pread(4096, 5 << 40) == bytes(4096)
-
-
