@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.planes import Pair, Plane
+from live.planes import Pair, Plane
 
 MIB = 1 << 20
 MakePair = Callable[..., Pair]

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import nbd
 import pytest
 
-from tests.live.conftest import MIB, MakePair
-from tests.live.planes import ControlError, Plane, wait_until
+from live.conftest import MIB, MakePair
+from live.planes import ControlError, Plane, wait_until
 
 TRACK = 65536
 
