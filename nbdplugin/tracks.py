@@ -116,6 +116,7 @@ class Table:
         self.pages = layout.count_pages(self.geometry.tracks)
         self.active_on_disk = frozenset(header.active)
         self._shadow: dict[int, Bits] = {}
+        self._pending: dict[int, Bits] = {}  # pages of the change under way: the disk may hold them already
         for name, plane in (("invalid", self.invalid), ("owed", self.owed)):
             if header.planes[name].value:
                 plane.fill(True)
@@ -123,11 +124,12 @@ class Table:
     # --- what is so ---
 
     def is_disk_clear(self, span: Span) -> bool:
-        """Whether no track of the span is still invalid on disk."""
-        return all(
-            not (bits.invalid >> low) & ((1 << count) - 1)
+        """Whether no track of the span is invalid on disk, or will be once the change under way is written."""
+        return not any(
+            (bits.invalid >> low) & ((1 << count) - 1)
             for page, low, count in self._get_parts(span)
-            if (bits := self._get_disk(page, low, count)) is not None
+            for bits in (self._get_disk(page, low, count), self._pending.get(page))
+            if bits is not None
         )
 
     def get_disk(self, page: int) -> Bits:
@@ -221,6 +223,7 @@ class Table:
         if active is not None:
             self.header.active = sorted(active)
         raw = self._encode_header() if header or active is not None else None
+        self._pending = {page: bits for page, _, bits in written}
         return Change(written, raw, active)
 
     def build_fill(self, invalid: bool | None, owed: bool | None) -> Change:
@@ -235,6 +238,7 @@ class Table:
 
     def note_written(self, change: Change) -> None:
         """The change is durable."""
+        self._pending = {}
         for page, _, bits in change.pages:
             if bits == self._get_memory(page):
                 self._shadow.pop(page, None)
