@@ -276,5 +276,8 @@ class Core:
 
     def write_marks(self, spans: Iterable[Span]) -> Flow[None]:
         """Every mark set in memory on these tracks (none named: on all) becomes durable."""
-        pages = self.table.get_pages(spans) or self.table.get_differing()
-        yield from self.write_table(lambda: self.table.build_change(pages, {}, header=False))
+        def build() -> Change | None:  # when its turn has come: the change before it may have altered what differs
+            pages = self.table.get_pages(spans) or self.table.get_differing()
+            return self.table.build_change(pages, {}, header=False) if pages else None
+
+        yield from self.write_table(build)
