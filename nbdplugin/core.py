@@ -8,6 +8,7 @@ Order in every flow: admission, gate, extents, table write.
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable, Iterable
 
 from nbdplugin import actions
@@ -243,11 +244,14 @@ class Core:
         """Everything written here is durable; a failure is never retried into success (rule 7)."""
         if self.failed is not None:
             raise VolumeFailed(self.failed)
+        distrusts = self.distrusts
         try:
             yield actions.StoreSync()
         except StoreFailed as error:
             yield from self._distrust_store(error)
             raise
+        if self.distrusts != distrusts:  # another one failed meanwhile: Linux reports a loss to one of them only
+            raise StoreFailed("a sync", errno.EIO)
 
     def _distrust_store(self, error: StoreFailed) -> Flow[None]:
         """What the peer surely has becomes invalid here; what only we have stays owed and blocks further flushes."""
