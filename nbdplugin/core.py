@@ -257,11 +257,11 @@ class Core:
         """What the peer surely has becomes invalid here; what only we have stays owed and blocks further flushes."""
         self.turn += 1
         self.distrusts += 1
+        for page, bits in self.table.note_clearer().items():
+            self.table.restore_invalid(page, bits)
         if self.table.header.committed:
             for extent in self.table.active_on_disk:
                 self.distrust(self.table.geometry.get_extent_span(extent))
-            for page, bits in self.table.note_clearer().items():
-                self.table.restore_invalid(page, bits)
             yield from self.write_marks(())
         if self.table.owed.count or not self.table.header.committed:
             self.failed = f"a sync of the local store failed, flushes are refused until an operator decides: {error}"

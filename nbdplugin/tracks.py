@@ -161,10 +161,14 @@ class Table:
             self.owed.write_bits(span.first, span.count, before | wanted)
 
     def restore_invalid(self, page: int, bits: Bits) -> None:
-        """The invalid bits that memory had cleared ahead of the disk are set again where nothing is owed."""
+        """The invalid bits that memory had cleared ahead of the disk are set again.
+
+        Owed or not: no write to such a track was acknowledged, and beneath it lies what the track held before.
+        """
         first, count = self._get_page_tracks(page)
         memory = self._get_memory(page)
-        self.invalid.write_bits(first, count, memory.invalid | bits.invalid & ~memory.owed)
+        self.invalid.write_bits(first, count, memory.invalid | bits.invalid)
+        self.owed.write_bits(first, count, memory.owed & ~bits.invalid)
 
     def restore_owed(self) -> None:
         """The owed bits that memory had cleared ahead of the disk are set again where the data is valid."""
