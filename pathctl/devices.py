@@ -1,21 +1,20 @@
 """devices - a real Linux block device for a volume that is served on a Unix socket.
 
-Where the kernel has no nbd: qemu-storage-daemon connects to the volume's socket and exports it as a
-FUSE file, and a loop device is made from that file.
+Where the kernel has no nbd: a process of our own (fusefile) connects to the volume's socket and offers it as a FUSE
+file, and a loop device with direct I/O is made from that file.
 
-    /dev/loopN --> NAME.fuse --FUSE--> qemu-storage-daemon --Unix socket--> nbdkit
+    /dev/loopN --direct I/O--> NAME.fuse --FUSE--> fusefile --Unix socket--> nbdkit
 
-The loop device must NOT use direct I/O.  With it several writes are under way at once, and the storage daemon up
-to QEMU 10.1 receives them all into one buffer: whatever of a write has not been sent to nbdkit when the next one
-comes, because the socket is full or is being reconnected, is overwritten and reaches the volume as the other's
-data (upstream: "fuse: Copy write buffer content before polling").  Without direct I/O the kernel holds the FUSE
-file's lock over each whole write.  The price: requests go one by one, and what is read is cached a second time,
-so that a change underneath, which only an invalidation of an attached source makes, would not be seen.
+The process outlives pathctld, and reconnects when nbdkit is restarted.  Each part can be found again from the FUSE
+file's name alone: the process by its command line, the loop device by its backing file, the mount in mountinfo.  So
+nothing depends on what was remembered: `attach` first takes up or clears away what an earlier run left, `detach`
+removes whatever is there.  Every wait has a limit.
 
-The storage daemon outlives pathctld, and reconnects when nbdkit is restarted.  Each part can be found
-again from the FUSE file's name alone: the daemon by its command line, the loop device by its backing file,
-the mount in mountinfo.  So nothing depends on what was remembered: `attach` first takes up or clears
-away what an earlier run left, `detach` removes whatever is there.  Every wait has a limit.
+Not qemu-storage-daemon's FUSE export: up to QEMU 10.1 (Debian 12 has 7.2) it receives all requests into one buffer.
+What of a write has not been sent to nbdkit when the next one comes, because the socket is full or is being
+reconnected, is overwritten and reaches the volume as the other's data (upstream: "fuse: Copy write buffer content
+before polling").  mkfs.ext4 was enough.  A loop device without direct I/O avoids it, at the price of one request at
+a time: a read that waits for the peer would then hold up all others.
 
 Leaves to others: who may attach what, and remembering the Device.
 """
@@ -25,6 +24,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ COMMAND_LIMIT_S = 10.0
 SYNC_LIMIT_S = 30.0
 END_LIMIT_S = 5.0
 TERM_LIMIT_S = 2.0
-RECONNECT_DELAY_S = 60
+PROGRAM = "pathctl.fusefile"
 SECTOR = 512
 _POLL_S = 0.005
 
@@ -62,7 +62,7 @@ async def attach(
     The same call again returns the same device.  Raises DeviceError, with nothing left behind.
     """
     fuse_file = _real(fuse_file)
-    device = await _find_attached(nbd_socket, fuse_file)
+    device = await _find_attached(nbd_socket, fuse_file, log)
     if device is None:
         await _clear_away(fuse_file)
         async with contextlib.AsyncExitStack() as undo:
@@ -100,13 +100,13 @@ async def is_alive(device: Device) -> bool:
 # -- the whole chain --------------------------------------------------------------------------------------
 
 
-async def _find_attached(nbd_socket: Path, fuse_file: Path) -> Device | None:
+async def _find_attached(nbd_socket: Path, fuse_file: Path, log: Path) -> Device | None:
     """The complete and working chain that an earlier attach made, if there is one."""
     exporters, loops = list(_exporters(fuse_file)), _loops_of(fuse_file)
     if len(exporters) != 1 or len(loops) != 1 or not _is_mounted(fuse_file):
         return None
     pid, started, argv = exporters[0]
-    if argv != _export_command(nbd_socket, fuse_file):
+    if argv != _export_command(nbd_socket, fuse_file, log):
         return None
     try:
         _check_loop(loops[0], fuse_file, await _export_size(fuse_file))
@@ -138,40 +138,22 @@ def _set_link(link: Path, target: str) -> None:
     fresh.replace(link)
 
 
-# -- the storage daemon and its FUSE file -----------------------------------------------------------------
+# -- the process and its FUSE file ------------------------------------------------------------------------
 
 
-def _export_command(nbd_socket: Path, fuse_file: Path) -> list[str]:
-    blockdev = (
-        f"driver=nbd,server.type=unix,server.path={_quote(nbd_socket)},"
-        f"reconnect-delay={RECONNECT_DELAY_S},discard=unmap,node-name=n"
-    )
-    # --daemonize: returns when the export is there, tells what was wrong if not, and leaves no child of ours.
-    return ["qemu-storage-daemon", "--daemonize", "--blockdev", blockdev, "--export", _export_option(fuse_file)]
-
-
-def _export_option(fuse_file: Path) -> str:
-    return f"type=fuse,id=e,node-name=n,mountpoint={_quote(fuse_file)},writable=on"
-
-
-def _quote(path: Path) -> str:
-    """A comma within a value of qemu's options is written twice."""
-    return str(path).replace(",", ",,")
+def _export_command(nbd_socket: Path, fuse_file: Path, log: Path) -> list[str]:
+    return [sys.executable, "-m", PROGRAM, str(nbd_socket), str(fuse_file), str(log)]
 
 
 async def _start_export(nbd_socket: Path, fuse_file: Path, log: Path, limit_s: float) -> int:
-    """Start the storage daemon; returns its process id once the FUSE file can be used."""
+    """Start the process; returns its id once the FUSE file can be used."""
     _make_mountpoint(fuse_file)
-    argv = _export_command(nbd_socket, fuse_file)
-    failure = f"the volume's socket {nbd_socket} could not be exported as {fuse_file}"
-    try:
-        await _run(*argv, failure=failure, limit_s=limit_s)
-    except DeviceError as error:
-        _append(log, f"{error}\n")
-        raise
+    failure = f"the volume's socket {nbd_socket} could not be made the file {fuse_file}"
+    # It puts itself into the background when the file is there, tells what was wrong if not: no child of ours is left.
+    await _run(*_export_command(nbd_socket, fuse_file, log), failure=failure, limit_s=limit_s)
     pids = [pid for pid, _started, _argv in _exporters(fuse_file)]
     if len(pids) != 1 or not _is_mounted(fuse_file):
-        raise DeviceError(f"{failure}: the storage daemon ended or its mount cannot be seen from here")
+        raise DeviceError(f"{failure}: its process ended or its mount cannot be seen from here")
     return pids[0]
 
 
@@ -180,18 +162,12 @@ def _make_mountpoint(fuse_file: Path) -> None:
     fuse_file.touch()
 
 
-def _append(log: Path, text: str) -> None:
-    with log.open("a") as file:
-        file.write(text)
-
-
 def _exporters(fuse_file: Path) -> Iterator[tuple[int, float, list[str]]]:
-    """(pid, start time, command line) of each live storage daemon that exports the file."""
-    option = _export_option(fuse_file)
+    """(pid, start time, command line) of each live process that serves the file."""
     for process in psutil.process_iter():
         try:
             argv = process.cmdline()  # empty for a zombie
-            if option in argv:
+            if argv[1:3] == ["-m", PROGRAM] and argv[4:5] == [str(fuse_file)]:
                 yield process.pid, process.create_time(), argv
         except psutil.Error:
             continue  # it ended meanwhile
@@ -211,7 +187,7 @@ async def _end_process(pid: int, fuse_file: Path) -> None:
                 signal.pidfd_send_signal(pidfd, number)
             if await _is_readable(pidfd, limit_s):
                 return
-        raise DeviceError(f"the storage daemon of {fuse_file} (pid {pid}) does not end; look at its kernel stack")
+        raise DeviceError(f"the process behind {fuse_file} (pid {pid}) does not end; look at its kernel stack")
     finally:
         os.close(pidfd)
 
@@ -230,7 +206,7 @@ async def _is_readable(fd: int, limit_s: float) -> bool:
 
 
 async def _export_size(fuse_file: Path) -> int:
-    # A process, not os.stat: the storage daemon has to answer, and our event loop must not wait for it.
+    # A process, not os.stat: its process has to answer, and our event loop must not wait for it.
     return int(await _run("stat", "--format=%s", str(fuse_file), failure=f"{fuse_file} does not answer"))
 
 
@@ -251,7 +227,7 @@ def _mounts() -> Iterator[tuple[str, str]]:
 async def _make_loop(fuse_file: Path) -> str:
     size = await _export_size(fuse_file)
     failure = f"no loop device could be made of {fuse_file}"
-    path = await _run("losetup", "--direct-io=off", "--find", "--show", str(fuse_file), failure=failure)
+    path = await _run("losetup", "--direct-io=on", "--find", "--show", str(fuse_file), failure=failure)
     _check_loop(path, fuse_file, size)
     return path
 

@@ -32,6 +32,7 @@ REPO = Path(__file__).resolve().parent.parent
 BIN = REPO / ".venv/bin"
 HOSTS = ("alpha", "beta")
 NETWORK = "10.77.0"
+SERVERS = ("nbdkit", "pathctl.fusefile")
 START_LIMIT_S = 20.0
 END_LIMIT_S = 10.0
 COMMAND_LIMIT_S = 30.0
@@ -217,9 +218,8 @@ class Lab:
 
     def down(self) -> None:
         """Leave nothing: processes, mounts, loop devices, namespaces, folder.  From the top: users before servers."""
-        servers = ("nbdkit", "qemu-storage-daemon")
         _kill(process.pid for process in self._processes() if _is_named(process, "pathctld"))  # it restarts the rest
-        _kill(process.pid for process in self._processes() if not _is_named(process, *servers))
+        _kill(process.pid for process in self._processes() if not _is_named(process, *SERVERS))
         self._unmount(self._device_mounts())
         for device in self._loops():
             _try("losetup", "--detach", device)
@@ -266,7 +266,7 @@ class Lab:
         return (root is not None and self.folder in root.parents) or self._serves_from_folder(process)
 
     def _serves_from_folder(self, process: psutil.Process) -> bool:
-        return _is_named(process, "nbdkit", "qemu-storage-daemon") and f"{self.folder}/" in " ".join(_cmdline(process))
+        return _is_named(process, *SERVERS) and f"{self.folder}/" in " ".join(_cmdline(process))
 
     def _loops(self) -> list[str]:
         backing = Path("/sys/block").glob("loop*/loop/backing_file")
@@ -301,8 +301,8 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 def _is_named(process: psutil.Process, *names: str) -> bool:
-    """Whether it runs one of these programs; a script's name is its interpreter's first argument."""
-    return any(Path(word).name in names for word in _cmdline(process)[:2])
+    """Whether it runs one of these programs; a script's or module's name stands among its interpreter's arguments."""
+    return any(Path(word).name in names for word in _cmdline(process)[:3])
 
 
 def _root_of(process: psutil.Process) -> Path | None:

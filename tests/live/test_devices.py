@@ -1,7 +1,8 @@
-"""Block devices made of real nbdkit, storage daemon, FUSE and loop.  Needs root."""
+"""Block devices made of real nbdkit, FUSE and loop.  Needs root."""
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,7 +206,7 @@ def test_detach_is_refused_while_somebody_has_the_device_open(served: Served, fl
     assert served.litter() == []
 
 
-def test_attach_after_the_storage_daemon_was_killed_makes_a_new_device(served: Served) -> None:
+def test_attach_after_the_server_was_killed_makes_a_new_device(served: Served) -> None:
     dead = served.attach()
     os.kill(dead.pid, signal.SIGKILL)
     wait_until_ended(dead.pid)
@@ -240,10 +241,9 @@ def test_a_loop_device_left_over_a_plain_file_is_replaced(served: Served) -> Non
 def test_a_failed_attach_says_why_and_leaves_nothing(served: Served) -> None:
     served.close()
     served.socket.unlink()
-    with pytest.raises(devices.DeviceError, match=r"could not be exported.*No such file"):
+    with pytest.raises(devices.DeviceError, match=r"could not be made the file.*No such file"):
         served.attach()
     assert served.litter() == []
-    assert "No such file" in served.log.read_text()
 
 
 def test_attach_to_a_volume_that_does_not_answer_ends_at_its_limit(served: Served) -> None:
@@ -254,8 +254,12 @@ def test_attach_to_a_volume_that_does_not_answer_ends_at_its_limit(served: Serve
 
 
 def test_a_command_that_is_not_installed_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(served.folder))
-    with pytest.raises(devices.DeviceError, match="qemu-storage-daemon is not installed"):
+    programs = served.folder / "bin"
+    programs.mkdir()
+    for name in ("stat", "umount"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(devices.DeviceError, match="losetup is not installed; run scripts/setup"):
         served.attach()
     monkeypatch.undo()
     assert served.litter() == []
