@@ -49,11 +49,14 @@ def read(core: Core, offset: int, length: int) -> Flow[Data]:
     yield from core.admit(request)
     try:
         span = core.table.geometry.get_span(offset, length)
-        while (step := decide(Kind.READ, classify(core, Kind.READ, offset, length), core.path)) is not Step.LOCAL:
-            yield from _bring(core, request, span, step)
-        data = yield actions.StoreRead(offset, length)
-        core.counts.read_bytes += length
-        return data
+        while True:
+            while (step := decide(Kind.READ, classify(core, Kind.READ, offset, length), core.path)) is not Step.LOCAL:
+                yield from _bring(core, request, span, step)
+            distrusts = core.distrusts
+            data = yield actions.StoreRead(offset, length)
+            if core.distrusts == distrusts:  # else a failed sync may have taken the data back before it was read
+                core.counts.read_bytes += length
+                return data
     finally:
         core.depart(request)
 
