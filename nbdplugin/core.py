@@ -19,6 +19,8 @@ from nbdplugin.gate import Gate, Ticket
 from nbdplugin.geometry import Span
 from nbdplugin.tracks import ACTIVE_MOST, Change, Table
 
+QUEUES = ("admission", "idle", "path", "activation", "table", "checkpoint", "settle", "leave", "distrust")
+
 
 @dataclasses.dataclass(slots=True)
 class Extent:
@@ -75,6 +77,7 @@ class Core:
         self.session: int | None = None
         self.turn = 0
         self.distrusts = 0
+        self.distrusting = 0
         self.is_complete = False
         self.link_error: str | None = None
         self.failed: str | None = None
@@ -93,9 +96,7 @@ class Core:
         self.flushing: list[set[tuple[int, int]]] = []
         self.has_own_generation = False
         self.woken: list[Waiter] = []
-        self.queues: dict[str, list[Waiter]] = {
-            name: [] for name in ("admission", "idle", "path", "activation", "table", "checkpoint", "settle", "leave")
-        }
+        self.queues: dict[str, list[Waiter]] = {name: [] for name in QUEUES}
         self._recover()
 
     def _recover(self) -> None:
@@ -241,7 +242,12 @@ class Core:
             raise VolumeFailed(self.failed or "the volume is read-only")
 
     def sync_store(self) -> Flow[None]:
-        """Everything written here is durable; a failure is never retried into success (rule 7)."""
+        """Everything written here is durable; a failure is never retried into success (rule 7).
+
+        Nor is a sync begun before the marks of an earlier failure are durable: a crash would lose what it covers.
+        """
+        while self.distrusting:
+            yield from self.wait("distrust")
         if self.failed is not None:
             raise VolumeFailed(self.failed)
         distrusts = self.distrusts
@@ -262,9 +268,14 @@ class Core:
         if self.table.header.committed:
             for extent in self.table.active_on_disk:
                 self.distrust(self.table.geometry.get_extent_span(extent))
-            yield from self.write_marks(())
         if self.table.owed.count or not self.table.header.committed:
             self.failed = f"a sync of the local store failed, flushes are refused until an operator decides: {error}"
+        self.distrusting += 1
+        try:
+            yield from self.write_marks(())
+        finally:
+            self.distrusting -= 1
+            self.wake_all("distrust")
 
     def distrust(self, span: Span) -> None:
         """Tracks of the span that are not owed become invalid: the peer has them, we may not."""
