@@ -104,9 +104,9 @@ def touch_extents(core: Core, extents: range) -> None:
 def settle(core: Core, span: Span) -> Flow[None]:
     """The span's tracks, valid in memory, stop being invalid on disk: sync, then one table change, shared.
 
-    Ends early where a failed sync made a track invalid again.
+    A track that became invalid again meanwhile is left so.
     """
-    while not core.table.is_disk_clear(span) and not core.table.invalid.is_any(span.first, span.count):
+    while not core.table.is_settled(span):
         core.to_settle.append(span)
         if core.is_settling:
             yield from core.wait("settle")

@@ -153,7 +153,7 @@ def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
         outcome = yield from _carry_out(core, item, span)
         if core.distrusts != distrusts and outcome.local is None:
             outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
-        yield from _conclude(core, span, outcome)
+        yield from _conclude(core, item, span, outcome)
     finally:
         checkpoint.release_extents(core, extents)
     core.counts.write_bytes += item.length
@@ -183,13 +183,21 @@ def _carry_out(core: Core, item: HostWrite, span: Span) -> Flow[Outcome]:
     return Outcome(None, PeerLost("not sent"))
 
 
-def _conclude(core: Core, span: Span, outcome: Outcome) -> Flow[None]:
+def _get_covered(core: Core, item: HostWrite) -> Span:
+    """The tracks of the write, but for invalid ones covered in part: a failed write beside it made them so."""
+    span = core.table.geometry.get_span(item.offset, item.length)
+    edges = get_invalid_edges(core, item.offset, item.length)
+    first = span.first + (span.first in edges)
+    return Span(first, max(0, span.end - (span.count > 1 and span.end - 1 in edges) - first))
+
+
+def _conclude(core: Core, item: HostWrite, span: Span, outcome: Outcome) -> Flow[None]:
     """The marks that make the outcome true, durable where they must be; raises if it was a failure."""
     if outcome.local is not None:
         yield from _conclude_local_failure(core, span, outcome)
         return
     is_paired = core.path is not Path.ALONE
-    core.table.mark_valid(span)
+    core.table.mark_valid(_get_covered(core, item))
     if outcome.peer is not None and is_paired:
         core.table.mark_owed(span)
         while checkpoint.needs_generation(core):

@@ -123,14 +123,15 @@ class Table:
 
     # --- what is so ---
 
-    def is_disk_clear(self, span: Span) -> bool:
-        """Whether no track of the span is invalid on disk, or will be once the change under way is written."""
-        return not any(
-            (bits.invalid >> low) & ((1 << count) - 1)
-            for page, low, count in self._get_parts(span)
-            for bits in (self._get_disk(page, low, count), self._pending.get(page))
-            if bits is not None
-        )
+    def is_settled(self, span: Span) -> bool:
+        """Whether no valid track of the span is invalid on disk, or will be once the change under way is written."""
+        for page, low, count in self._get_parts(span):
+            known = [bits.invalid for bits in (self._shadow.get(page), self._pending.get(page)) if bits is not None]
+            if known:
+                memory = self.invalid.read_bits(page * layout.TRACKS_PER_PAGE + low, count)
+                if any((bits >> low) & ((1 << count) - 1) & ~memory for bits in known):
+                    return False
+        return True
 
     def get_disk(self, page: int) -> Bits:
         """What the disk says of a page."""
@@ -273,15 +274,6 @@ class Table:
     def _get_memory(self, page: int) -> Bits:
         first, count = self._get_page_tracks(page)
         return Bits(self.invalid.read_bits(first, count), self.owed.read_bits(first, count))
-
-    def _get_disk(self, page: int, low: int, count: int) -> Bits | None:
-        bits = self._shadow.get(page)
-        if bits is None:
-            first = page * layout.TRACKS_PER_PAGE + low
-            if not self.invalid.is_any(first, count):
-                return None
-            return self._get_memory(page)
-        return bits
 
     def _keep_disk(self, span: Span) -> None:
         for page, _, _ in self._get_parts(span):
