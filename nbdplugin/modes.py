@@ -33,11 +33,8 @@ def connect(core: Core, operation: str, pair: str, peer: str, invalidate: str) -
         return
     if header.pair is not None:
         raise Refused(f"the volume belongs to pair {header.pair} already; delete that pair first")
-    if invalidate == "destination" and core.table.invalid.count:
-        raise Refused(
-            f"{core.table.invalid.count} tracks of the source are invalid, so it cannot be the copy to push from; "
-            "choose --invalidate source or a complete source"
-        )
+    if invalidate == "destination":
+        _check_whole(core)
 
     def change() -> Flow[None]:
         header.side, header.pair, header.peer, header.operation = "source", pair, peer, operation
@@ -66,6 +63,9 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
                 f"the source is in use by {clients} client(s) whose caches would be stale; "
                 "detach it first or use --force"
             )
+        if not is_source:
+            _check_whole(core)
+            yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
         header.committed = header.ready = True
         if is_source:
             header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
@@ -146,6 +146,15 @@ def drain(core: Core) -> Flow[None]:
     """Everything durable, nothing admitted any more: the process may be killed.  The caller re-admits on its limit."""
     yield from core.quiesce()
     yield from checkpoint.checkpoint_or_note(core)
+
+
+def _check_whole(core: Core) -> None:
+    count = core.table.invalid.count
+    if count:
+        raise Refused(
+            f"{count} tracks of the source are invalid, so it cannot be the copy to push from; "
+            "choose --invalidate source or a complete source"
+        )
 
 
 def _check_pair(core: Core, pair: str) -> None:
