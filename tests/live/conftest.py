@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from live.planes import Pair, Plane
 
 MIB = 1 << 20

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import nbd
 import pytest
-
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Plane, wait_until
 
@@ -227,7 +226,7 @@ def test_the_destination_refuses_a_session_that_is_over_and_a_pair_it_does_not_k
         return handle
 
     stale = connect(f"data/{pair.uuid}/{status['session'] - 1}/host")
-    with pytest.raises(nbd.Error, match="shut down|ESHUTDOWN|endpoint"):
+    with pytest.raises(nbd.Error, match=r"shut down|ESHUTDOWN|endpoint"):
         stale.pwrite(b"!" * 512, 0)
     with pytest.raises(nbd.Error):
         connect("data/00000000-0000-0000-0000-000000000000/1/host")

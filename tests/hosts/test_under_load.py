@@ -1,0 +1,139 @@
+"""Paths made, changed, ended, and processes killed, under a running fio that verifies what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lablib
+import pytest
+from hosts.scene import MIB, TRACK, Scene, wait_until
+
+SIZE = 64 * MIB
+EXTENT_TRACKS = 16 * MIB // TRACK
+FIO_S = 60.0
+
+
+@pytest.fixture
+def scene(request: pytest.FixtureRequest, shared_lab: lablib.Lab, faults: Path) -> Iterator[Scene]:
+    scene = Scene(shared_lab, faults, f"load{abs(hash(request.node.name)) % 10**6}", "source", "api")
+    yield scene
+    for host in (scene.alpha, scene.beta):
+        host.start()
+    scene.end()
+
+
+@contextmanager
+def running_fio(scene: Scene, device: str, size: int) -> Iterator[subprocess.Popen[str]]:
+    """Random writes with verification on the first `size` bytes, until stop_fio."""
+    command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--ioengine=libaio"]
+    command += ["--direct=1", "--iodepth=8", f"--size={size}", "--verify=crc32c", "--verify_fatal=1", "--rate_iops=400"]
+    command += ["--verify_backlog=64", "--time_based", f"--runtime={FIO_S:g}", "--output-format=json"]
+    process = scene.alpha.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def stop_fio(process: subprocess.Popen[str]) -> None:
+    """Ends fio as Ctrl-C does; it must have written and seen no error."""
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    job = json.loads(output[output.index("{") : output.rindex("}") + 1])["jobs"][0]
+    assert job["error"] == 0, output
+    assert "verify:" not in output, output
+    assert job["write"]["total_ios"] > 100
+    assert job["read"]["total_ios"] > 50  # what was verified
+
+
+def assert_stores_equal(scene: Scene) -> None:
+    scene.wait_synchronized()
+    assert scene.alpha.image(scene.name).read_bytes() == scene.beta.image(scene.name).read_bytes()
+
+
+def get_pair(scene: Scene) -> dict[str, object]:
+    pair: dict[str, object] = scene.alpha.call("pair.show", pair=scene.name)["pair"]
+    return pair
+
+
+def test_a_pair_is_created_suspended_resumed_and_deleted_under_fio(scene: Scene) -> None:
+    alpha = scene.alpha
+    alpha.call("volume.create", name=scene.name, size=SIZE)
+    device = alpha.call("attach", volume=scene.name)["device"]
+    with running_fio(scene, device, SIZE) as fio:
+        for _ in range(2):
+            scene.create("destination", create=True)
+            scene.wait_synchronized()
+            alpha.call("pair.suspend", pair=scene.name)
+            wait_until(lambda: get_pair(scene)["owed"], "writes are owed")
+            assert get_pair(scene)["state"] == "Suspended"
+            alpha.call("pair.resume", pair=scene.name)
+            scene.wait_synchronized()
+            alpha.call("pair.delete", pair=scene.name)
+            assert [scene.get_rows(host) for host in (alpha, scene.beta)] == [[], []]
+        scene.create("destination")
+        scene.wait_synchronized()
+        stop_fio(fio)
+    assert_stores_equal(scene)
+
+
+def kill(scene: Scene, victim: str) -> None:
+    """SIGKILL; whoever is supervised comes back by itself, a pathctld is started again as an init system would."""
+    side, _, what = victim.partition(" ")
+    host = scene.alpha if side == "source" else scene.beta
+    pid = scene.get_volume(host)["pid"]
+    if what == "nbdkit":
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: scene.get_volume(host)["pid"] not in (pid, None), "nbdkit runs again")
+    else:
+        host.kill()
+        host.start()
+        wait_until(lambda: scene.get_volume(host)["pid"] is not None, "nbdkit is known again")
+        assert scene.get_volume(host)["pid"] == pid  # adopted, not replaced
+
+
+@pytest.mark.parametrize("victim", ["source nbdkit", "destination nbdkit", "source pathctld", "destination pathctld"])
+@pytest.mark.parametrize("invalidate", ["source", "destination"])
+def test_a_kill_during_the_copy_costs_no_error_and_the_copy_goes_on(scene: Scene, invalidate: str, victim: str) -> None:
+    (scene.alpha if invalidate == "destination" else scene.beta).call("volume.create", name=scene.name, size=SIZE)
+    full = scene.alpha if invalidate == "destination" else scene.beta
+    full.image(scene.name).write_bytes(os.urandom(SIZE))
+    device = scene.create(invalidate, create=True, attach=True, copy_rate_bytes_s=16 * MIB)["device"]
+    left = "invalid" if invalidate == "source" else "owed"
+    with running_fio(scene, device, 4 * MIB) as fio:
+        wait_until(lambda: get_pair(scene)[left] < SIZE // TRACK // 2, "half is copied")  # type: ignore[operator]
+        scene.alpha.call("pair.set", pair=scene.name, copy_rate_bytes_s=0)
+        time.sleep(2.5)  # two checkpoints: from here on the bound below is exact
+        before = get_pair(scene)[left]
+        kill(scene, victim)
+        wait_until(lambda: get_pair(scene)["session"], "the path is ready again")
+        after = get_pair(scene)[left]
+        assert after <= before + EXTENT_TRACKS  # type: ignore[operator]  # fio's extent at most, nothing else again
+        scene.alpha.call("pair.set", pair=scene.name, copy_rate_bytes_s=None)
+        scene.wait_synchronized()
+        stop_fio(fio)
+    assert_stores_equal(scene)
+
+
+def test_a_cut_network_costs_no_error_and_what_was_written_meanwhile_follows(scene: Scene) -> None:
+    device = scene.create("destination", create=True, attach=True, size=SIZE)["device"]
+    scene.wait_synchronized()
+    with running_fio(scene, device, SIZE) as fio:
+        scene.lab.cut()
+        try:
+            wait_until(lambda: get_pair(scene)["state"] == "Partitioned", "the loss is noticed")
+            wait_until(lambda: get_pair(scene)["owed"], "writes are owed")
+        finally:
+            scene.lab.heal()
+        scene.wait_synchronized()
+        stop_fio(fio)
+    assert_stores_equal(scene)
