@@ -154,6 +154,9 @@ def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
         if core.distrusts != distrusts and outcome.local is None:
             outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
         yield from _conclude(core, item, span, outcome)
+        is_ours = outcome.peer is not None or core.table.owed.is_any(span.first, span.count)
+        if core.distrusts != distrusts and is_ours:  # what a failed sync took back, nobody else has
+            raise StoreFailed("a sync", errno.EIO)
     finally:
         checkpoint.release_extents(core, extents)
     core.counts.write_bytes += item.length
