@@ -5,6 +5,7 @@ Raises StoreFailed, PathNotReady, VolumeFailed: each is EIO to the host.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 
@@ -12,7 +13,7 @@ from nbdplugin import actions, checkpoint, transfer
 from nbdplugin.actions import Data, Flow, Outcome
 from nbdplugin.core import Core, Request
 from nbdplugin.decide import Cover, Kind, Path, Step, decide
-from nbdplugin.errors import PathNotReady, PeerLost, StoreFailed
+from nbdplugin.errors import PathError, PathNotReady, PeerLost, StoreFailed
 from nbdplugin.gate import Ticket
 from nbdplugin.geometry import Span
 
@@ -215,10 +216,15 @@ def _conclude_local_failure(core: Core, span: Span, outcome: Outcome) -> Flow[No
     assert outcome.local is not None
     is_paired = core.path is not Path.ALONE
     if outcome.peer is None and is_paired and not core.table.owed.is_any(span.first, span.count):
+        session = core.session
         core.turn += 1
         core.table.mark_invalid(span)
         yield from core.write_marks([span])
-        return
+        if core.session == session:
+            return
+        raise outcome.local  # the session ended: the peer may have lost the only copy
     if is_paired:
         core.table.mark_owed(span)
+    with contextlib.suppress(PathError):  # so that a crash leaves what reads return from here on
+        yield from checkpoint.settle(core, span)
     raise outcome.local
