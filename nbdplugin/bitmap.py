@@ -61,7 +61,7 @@ class Bitmap:
 
     def find(self, start: int) -> int | None:
         """The first set bit at or after `start`."""
-        return self._scan(start, self.size, _NONZERO, 0)
+        return self._scan(start, self.size, _NONZERO, 0) if self.count else None
 
     def find_clear(self, start: int, stop: int) -> int | None:
         """The first clear bit from `start` up to, not including, `stop`."""

@@ -96,11 +96,11 @@ def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
         offset, length = core.table.geometry.get_range(run)
         extent = actions.PeerExtent(session, offset, length) if is_pull else actions.StoreExtent(offset, length)
         piece, is_zero = yield extent
-        run = _cut(core, run, piece, is_zero)
+        run, is_hole = _cut(core, run, piece, is_zero)
         ticket = core.gate.try_enter(*core.table.geometry.get_range(run))
         if ticket is None:
             return run.count, 0
-        return (yield from _copy_in_gate(core, run, is_pull, is_zero, session, turn, ticket))
+        return (yield from _copy_in_gate(core, run, is_pull, is_hole, session, turn, ticket))
     except (PeerLost, PeerRefused) as error:
         assert session is not None
         yield from core.end_session(session, error)
@@ -109,32 +109,27 @@ def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
         core.depart(request)
 
 
-def _cut(core: Core, run: Span, piece: int, is_zero: bool) -> Span:
-    """Whole tracks of the piece if it is a hole, at most RUN_BYTES if it holds data."""
+def _cut(core: Core, run: Span, piece: int, is_zero: bool) -> tuple[Span, bool]:
+    """(run, is it a hole): whole tracks of the piece if it is a hole, at most RUN_BYTES if it holds data."""
     size = core.table.geometry.track_size
     length = core.table.geometry.get_range(run)[1]
     if is_zero and piece >= min(size, length):
-        return run if piece >= length else Span(run.first, piece // size)
-    return Span(run.first, min(run.count, max(1, RUN_BYTES // size)))
+        return (run if piece >= length else Span(run.first, piece // size)), True
+    return Span(run.first, min(run.count, max(1, RUN_BYTES // size))), False
 
 
 def _copy_in_gate(
-    core: Core, run: Span, is_pull: bool, is_zero: bool, session: int, turn: int, ticket: Ticket
+    core: Core, run: Span, is_pull: bool, is_hole: bool, session: int, turn: int, ticket: Ticket
 ) -> Flow[tuple[int, int]]:
     try:
         plane = core.table.invalid if is_pull else core.table.owed
         if core.turn != turn or not plane.is_all(run.first, run.count):
             return 0, 0
         if is_pull:
-            return (yield from _pull(core, run, is_zero and _is_long(core, run), session))
-        return (yield from _push(core, run, is_zero and _is_long(core, run), session))
+            return (yield from _pull(core, run, is_hole, session))
+        return (yield from _push(core, run, is_hole, session))
     finally:
         core.leave_gate(ticket)
-
-
-def _is_long(core: Core, run: Span) -> bool:
-    """Whether a run can only be a hole: data runs end at RUN_BYTES, and short holes are found by reading."""
-    return core.table.geometry.get_range(run)[1] > RUN_BYTES
 
 
 def _pull(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:

@@ -260,7 +260,14 @@ def _mounted(device: str | Path, mountpoint: Path, *options: str) -> Iterator[No
 def _fio(host: lablib.Host, target: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """fio with verification, in the background; ended with the block."""
     command = ["fio", "--name=demo", f"--filename={target}", "--rw=randwrite", "--bs=4k", "--ioengine=libaio"]
-    command += ["--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=512", "--time_based"]
+    command += [
+        "--iodepth=8",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_backlog=512",
+        "--verify_state_save=0",
+        "--time_based",
+    ]
     process = host.popen(*command, "--output-format=json", *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process

@@ -34,7 +34,13 @@ def running_fio(scene: Scene, device: str, size: int) -> Iterator[subprocess.Pop
     """Random writes with verification on the first `size` bytes, until stop_fio."""
     command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--ioengine=libaio"]
     command += ["--direct=1", "--iodepth=8", f"--size={size}", "--verify=crc32c", "--verify_fatal=1", "--rate_iops=400"]
-    command += ["--verify_backlog=64", "--time_based", f"--runtime={FIO_S:g}", "--output-format=json"]
+    command += [
+        "--verify_backlog=64",
+        "--verify_state_save=0",
+        "--time_based",
+        f"--runtime={FIO_S:g}",
+        "--output-format=json",
+    ]
     process = scene.alpha.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process
