@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from pathctl import errors, pairs, pairsteps, peers, pki, volumes
+from pathctl import errors, pairs, pairsteps, peers, pki, planes, volumes
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 
@@ -48,8 +48,10 @@ async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
 async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
     """End everything of this host: devices, nbdkit processes, pathctld.  The rows stay for the next start."""
     for row in node.db.volumes():
-        async with node.locks[row.name]:
-            await volumes.remove_device(node, node.volume(row.name))
+        if row.device_path is not None:
+            async with node.locks[row.name]:
+                await planes.settle(node, row.name)  # what the device still holds is written out through it
+                await volumes.remove_device(node, node.volume(row.name))
     node.supervisor.is_closing = True
     for name in node.supervisor.volumes():
         async with node.locks[name]:

@@ -114,13 +114,18 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
         await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await running
+            failure = await running
+            if failure is not None:
+                raise failure
     finally:
         stopped.cancel()
         database.close()
 
 
-async def _run(cfg: config.Config, database: db.Database, stopping: asyncio.Event, *, serving: bool) -> None:
+async def _run(
+    cfg: config.Config, database: db.Database, stopping: asyncio.Event, *, serving: bool
+) -> PathctlError | None:
+    """Until cancelled; without `serving`, until all is ended, and then why it could not be, if so."""
     async with asyncio.TaskGroup() as tasks:
         supervisor = supervise.Supervisor(cfg, tasks)
         node = Node(cfg, database, supervisor, tasks, stopping=stopping)
@@ -128,8 +133,7 @@ async def _run(cfg: config.Config, database: db.Database, stopping: asyncio.Even
         pki.ensure_priority(cfg)
         await _adopt(node)
         if not serving:
-            await api.shutdown(node, peers.Nothing())
-            return
+            return await _shut_down(node)
         if database.host() is not None:
             node.named.set()
         for name, work in (
@@ -139,6 +143,17 @@ async def _run(cfg: config.Config, database: db.Database, stopping: asyncio.Even
             ("recover", pairrecover.run(node)),
         ):
             tasks.create_task(_root(node, name, work), name=name)
+    return None
+
+
+async def _shut_down(node: Node) -> PathctlError | None:
+    try:
+        await api.shutdown(node, peers.Nothing())
+    except PathctlError as error:
+        for name in node.supervisor.volumes():
+            node.supervisor.abandon(name)
+        return error
+    return None
 
 
 async def _root(node: Node, name: str, work: Awaitable[None]) -> None:

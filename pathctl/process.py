@@ -70,6 +70,9 @@ def spawn(argv: list[str], environment: dict[str, str], listener: socket.socket,
     """Start nbdkit in a session of its own, the listening socket as descriptor 3; -> its pid.
 
     posix_spawn and no preexec_fn: this process has threads, and Python code between fork and exec could hang there.
+
+    SIGTERM stays blocked in the child: nbdkit 1.32 asks for it at its parent's death (prctl PR_SET_PDEATHSIG, with or
+    without --exit-with-parent), and would then answer its clients ESHUTDOWN.  It is to outlive us.
     """
     _rotate(log)
     actions = [
@@ -78,7 +81,7 @@ def spawn(argv: list[str], environment: dict[str, str], listener: socket.socket,
         (os.POSIX_SPAWN_DUP2, 1, 2),
         (os.POSIX_SPAWN_DUP2, listener.fileno(), nbdkitcmd.LISTEN_FD),
     ]
-    return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
+    return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=[signal.SIGTERM])
 
 
 def _rotate(log: Path) -> None:

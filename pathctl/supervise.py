@@ -256,6 +256,10 @@ class Supervisor:
         await keeper.stop(drain=drain)
         del self._keepers[volume], self._running[volume]
 
+    def abandon(self, volume: str) -> None:
+        """Leave a volume's process to the next pathctld."""
+        self._running[volume].cancel()
+
     async def restart(self, volume: str) -> None:
         """Cut off whatever the process is doing and start it anew on the same socket.
 

@@ -1,0 +1,120 @@
+"""daemons - two real pathctld on loopback, enrolled with each other, each with a root of its own.
+
+For what needs no network of its own: sequences, crashes, adoption.  A Daemon can be killed and started again on the
+same root; `stop_all` ends it with everything it started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pathctl import client, errors
+
+BIN = Path(sys.executable).parent
+WAIT_S = 20.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
+    """The condition's first true value; fails after limit_s."""
+    end = time.monotonic() + limit_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """One pathctld and its root."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.root = name, folder / name
+        self.faults = folder / f"{name}-faults"
+        self.faults.mkdir()
+        self.port = free_port()
+        self.log = folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        settings = self.root / "etc/pathctl/pathctl.toml"
+        settings.parent.mkdir(parents=True)
+        settings.write_text("[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n")
+
+    def start(self) -> Daemon:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [BIN / "pathctld", "--root", self.root],
+                env=os.environ | {"PATHCTL_FAULTS": str(self.faults)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._is_answering, f"pathctld {self.name} answers; see {self.log}")
+        return self
+
+    def _is_answering(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            self.call("pair.list")
+        except errors.PathctlError as error:
+            if error.code != errors.ErrorCode.UNREACHABLE:
+                raise
+            return False
+        return True
+
+    def call(self, verb: str, **fields: Any) -> dict[str, Any]:
+        return client.call(self.root, verb, **fields)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(WAIT_S)
+
+    def terminate(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(WAIT_S) == 0, self.log.read_text()
+
+    def stop_all(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        subprocess.run([BIN / "pathctld", "--root", self.root, "--stop-all"], check=True, timeout=60)
+
+    def fault(self, kind: str, point: str) -> Path:
+        file = self.faults / f"{kind}-{point}"
+        file.touch()
+        return file
+
+    def wait_reached(self, point: str) -> None:
+        wait_until((self.faults / f"reached-{point}").exists, f"{self.name} reaches {point}")
+
+    def volume(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("volume.show", name=name)["volume"]
+        return found
+
+    def image(self, name: str) -> Path:
+        return self.root / f"var/lib/pathctl/volumes/{name}.img"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the configuration table holds: pairs open or not, connections, volumes."""
+        pairs = [{"pair": pair["pair"]} for pair in self.call("pair.list")["pairs"]]
+        volumes = [{"volume": row["name"]} for row in self.call("volume.list")["volumes"]]
+        return pairs + self.call("connection.list")["connections"] + volumes
+
+
+def enrol(alpha: Daemon, beta: Daemon) -> None:
+    for daemon in (alpha, beta):
+        daemon.call("host.init", name=daemon.name, address="127.0.0.1", port=daemon.port)
+    beta.call("peer.join", token=alpha.call("peer.invite")["token"])

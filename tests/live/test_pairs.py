@@ -1,0 +1,401 @@
+"""Creating and deleting a pair with real daemons and real nbdkit: what the tables hold, whatever happens."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from live.daemons import BIN, Daemon, enrol, wait_until
+
+from pathctl.errors import ErrorCode, ExitCode, PathctlError
+
+SIZE = 8 << 20
+ORDERS = ("source", "destination")
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
+    try:
+        enrol(alpha, beta)
+        yield alpha, beta
+    finally:
+        alpha.stop_all()
+        beta.stop_all()
+        assert not nbdkits(tmp_path), "nothing is left behind"
+
+
+def nbdkits(folder: Path) -> list[int]:
+    """The nbdkit processes of all roots below the folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if any(str(folder) in word for word in words) and any(word.startswith("control=") for word in words):
+            found += [process.pid] if process.info["status"] != psutil.STATUS_ZOMBIE else []
+    return found
+
+
+def make_volumes(alpha, beta):
+    alpha.call("volume.create", name="va", size=SIZE)
+    beta.call("volume.create", name="vb", size=SIZE)
+    alpha.image("va").write_bytes(os.urandom(SIZE))
+    beta.image("vb").write_bytes(os.urandom(SIZE))
+
+
+def create(alpha, **fields):
+    wanted = {"source": "va", "destination": "beta:vb", "invalidate": "destination", **fields}
+    return alpha.call("pair.create", **wanted)
+
+
+def pair_state(host):
+    return [pair["state"] for pair in host.call("pair.list")["pairs"]]
+
+
+def wait_synchronized(host):
+    wait_until(lambda: pair_state(host) == ["Synchronized"], f"{host.name} shows Synchronized")
+
+
+def refused(alpha, **fields):
+    with pytest.raises(PathctlError) as caught:
+        create(alpha, **fields)
+    return caught.value
+
+
+@pytest.mark.parametrize("invalidate", ORDERS)
+@pytest.mark.parametrize("first", ORDERS)
+def test_a_pair_is_created_in_either_order_with_either_side_invalid(hosts, first, invalidate):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    good = (beta.image("vb") if invalidate == "source" else alpha.image("va")).read_bytes()
+    answer = create(alpha, first=first, invalidate=invalidate)
+    assert [step["step"] for step in answer["steps"]] == ["journal", "first", "second", "greet", "ready", "done"]
+    assert (answer["pair"]["ready"], answer["pair"]["committed"]) == (True, True)
+    (a,), (b,) = alpha.call("connection.list")["connections"], beta.call("connection.list")["connections"]
+    assert (a["side"], a["volume"], a["peer"], a["peer_volume"], a["state"]) == ("source", "va", "beta", "vb", "ready")
+    assert (b["side"], b["volume"], b["peer"], b["peer_volume"], b["state"]) == (
+        "destination",
+        "vb",
+        "alpha",
+        "va",
+        "ready",
+    )
+    assert (a["port"], a["invalidated"], a["pair"]) == (b["port"], invalidate, b["pair"])
+    wait_synchronized(alpha)
+    wait_synchronized(beta)
+    assert alpha.image("va").read_bytes() == beta.image("vb").read_bytes() == good
+    alpha.call("pair.delete", pair="va")
+    assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
+
+
+@pytest.mark.parametrize("missing", ["source", "destination", "both"])
+def test_missing_volumes_are_created_to_fit(hosts, missing):
+    alpha, beta = hosts
+    if missing == "source":
+        beta.call("volume.create", name="vb", size=SIZE, track_size=4096)
+    if missing == "destination":
+        alpha.call("volume.create", name="va", size=SIZE, track_size=4096)
+    both = {"size": SIZE, "track_size": 4096} if missing == "both" else {}
+    create(alpha, create=True, **both)
+    found = [(v["size"], v["track_size"]) for v in (alpha.volume("va"), beta.volume("vb"))]
+    assert found == [(SIZE, 4096)] * 2
+    wait_synchronized(alpha)
+
+
+def test_a_repeated_create_answers_the_pair_that_is_there(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    first = create(alpha)["pair"]["pair"]
+    assert create(alpha)["pair"]["pair"] == first
+    assert refused(alpha, invalidate="source").code == ErrorCode.REFUSED
+    assert len(alpha.call("connection.list")["connections"]) == 1
+
+
+def test_of_two_creates_at_once_the_second_is_told_which_one_runs(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    pause = alpha.fault("pause", "create.first")
+    runner = threading.Thread(target=create, args=(alpha,))
+    runner.start()
+    alpha.wait_reached("create.first")
+    (row,) = alpha.call("connection.list")["connections"]
+    assert (row["state"], row["ready"]) == ("creating", False)
+    error = refused(alpha)
+    assert (error.code, row["pair"] in error.message) == (ErrorCode.REFUSED, True)
+    pause.unlink()
+    runner.join(20)
+    wait_synchronized(alpha)
+
+
+def test_a_create_may_be_asked_of_the_destinations_host(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    answer = beta.call("pair.create", source="alpha:va", destination="vb", invalidate="destination")
+    assert answer["pair"]["side"] == "destination"
+    assert answer["pair"]["source"] == {"host": "alpha", "volume": "va"}
+    for verb, state in (("pair.suspend", "Suspended"), ("pair.resume", None)):
+        found = beta.call(verb, pair="vb")["pair"]
+        assert state is None or found["state"] == state
+    assert beta.call("pair.set", pair="vb", copy_rate_bytes_s=0)["pair"]["copy_rate_bytes_s"] == 0
+    beta.call("pair.delete", pair="vb")
+    assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
+
+
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "alpha create.journal",
+        "alpha create.create_source",
+        "alpha create.create_destination",
+        "alpha connect.source",
+        "alpha create.first",
+        "beta peer.create_volume",
+        "beta connect.destination",
+        "alpha create.second",
+        "alpha create.greet",
+    ],
+)
+def test_a_create_that_fails_before_the_commit_point_leaves_both_tables_as_they_were(hosts, first, made, point):
+    alpha, beta = hosts
+    if not made and "create_" in point:
+        return  # nothing is created on the way: the point does not exist, and the pair would come about
+    if not made:
+        make_volumes(alpha, beta)
+    before = alpha.rows(), beta.rows()
+    host, name = point.split()
+    file = (alpha if host == "alpha" else beta).fault("fail", name)
+    error = refused(alpha, first=first, create=made, size=SIZE if made else None)
+    assert "both hosts are as before" in error.message
+    assert error.pending == []
+    assert (alpha.rows(), beta.rows()) == before
+    assert nbdkits(alpha.root) == nbdkits(beta.root) == []
+    assert not list(alpha.root.rglob("*.psk")) + list(beta.root.rglob("*.psk"))
+    file.unlink()
+    create(alpha, first=first, create=made, size=SIZE if made else None)
+    wait_synchronized(alpha)
+
+
+def test_the_error_says_what_was_done_what_failed_and_what_was_undone(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    beta.call("attach", volume="vb")
+    error = refused(alpha)
+    assert error.code == ErrorCode.REFUSED
+    assert error.done == ["journal", "source connection (alpha:va)"]
+    assert error.failed == "destination connection (beta:vb)"
+    assert error.undone == ["source connection (alpha:va)"]
+    assert "attached" in error.message
+
+
+def test_a_failure_after_the_commit_point_undoes_nothing(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    alpha.fault("fail", "create.ready")
+    assert create(alpha)["pair"]["committed"]
+    wait_synchronized(beta)
+
+
+POINTS = ("journal", "create_source", "create_destination", "first", "second", "greet", "ready", "committed", "done")
+
+
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("step", POINTS)
+def test_a_coordinator_killed_after_any_step_leaves_all_or_nothing(hosts, first, step):
+    alpha, beta = hosts
+    alpha.fault("pause", f"create.{step}")
+    runner = threading.Thread(target=lambda: _try(alpha, first))
+    runner.start()
+    alpha.wait_reached(f"create.{step}")
+    alpha.kill()
+    runner.join(20)
+    (alpha.faults / f"pause-create.{step}").unlink()
+    alpha.start()
+    is_committed = step in ("ready", "committed", "done")
+    if is_committed:
+        wait_until(lambda: _ready(alpha) and _ready(beta), "both rows are ready")
+        assert not [pair for pair in alpha.call("pair.list")["pairs"] if pair["state"] == "Creating"]
+    else:
+        wait_until(lambda: not alpha.rows() and not beta.rows(), "both tables are empty again")
+        assert nbdkits(alpha.root) == nbdkits(beta.root) == []
+    create(alpha, create=True, size=SIZE, first=first)
+    wait_synchronized(alpha)
+
+
+def _try(host, first):
+    try:
+        create(host, create=True, size=SIZE, first=first)
+    except PathctlError as error:
+        return error
+    return None
+
+
+def _ready(host):
+    return [row["state"] for row in host.call("connection.list")["connections"]] == ["ready"]
+
+
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("point", ["peer.create_volume", "connect.destination", "peer.finish"])
+def test_the_other_daemon_killed_within_its_step_leaves_all_or_nothing(hosts, first, point):
+    alpha, beta = hosts
+    pause = beta.fault("pause", point)
+    found = []
+    runner = threading.Thread(target=lambda: found.append(_try(alpha, first)))
+    runner.start()
+    beta.wait_reached(point)
+    beta.kill()
+    runner.join(30)
+    pause.unlink()
+    if point == "peer.finish":
+        assert found == [None]
+        beta.start()
+        wait_until(lambda: _ready(alpha) and _ready(beta), "both rows are ready")
+        wait_synchronized(alpha)
+        return
+    assert found[0].pending, "the other host has not answered"
+    assert pair_state(alpha) == ["Creating"]
+    beta.start()
+    wait_until(lambda: not alpha.rows() and not beta.rows(), "both tables are empty again")
+    create(alpha, create=True, size=SIZE, first=first)
+    wait_synchronized(alpha)
+
+
+@pytest.mark.parametrize("step", ["first", "second", "greet", "ready"])
+@pytest.mark.parametrize("victim", ["va", "vb"])
+def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, step, victim):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    pause = alpha.fault("pause", f"create.{step}")
+    found = []
+    runner = threading.Thread(target=lambda: found.append(_try_made(alpha)))
+    runner.start()
+    alpha.wait_reached(f"create.{step}")
+    for process in psutil.process_iter(["cmdline"]):
+        if any(word.endswith(f"/{victim}.ctl") for word in process.info["cmdline"] or []):
+            process.kill()
+    pause.unlink()
+    runner.join(60)
+    if found[0] is None:
+        wait_synchronized(alpha)
+    else:
+        assert found[0].pending == []
+        assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
+        create(alpha)
+        wait_synchronized(alpha)
+
+
+def _try_made(host):
+    try:
+        create(host)
+    except PathctlError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("step", ["journal", "stop", "destination", "source", "done"])
+@pytest.mark.parametrize("victim", ["alpha", "beta"])
+def test_a_delete_cut_off_after_any_step_comes_to_its_end(hosts, step, victim):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    wait_synchronized(alpha)
+    pause = alpha.fault("pause", f"delete.{step}")
+    runner = threading.Thread(target=lambda: _try_delete(alpha))
+    runner.start()
+    alpha.wait_reached(f"delete.{step}")
+    host = alpha if victim == "alpha" else beta
+    host.kill()
+    pause.unlink()
+    runner.join(60)
+    host.start()
+    done = ([{"volume": "va"}], [{"volume": "vb"}])
+    wait_until(lambda: (alpha.rows(), beta.rows()) == done, "the pair is deleted on both hosts")
+    wait_until(lambda: nbdkits(alpha.root) == nbdkits(beta.root) == [], "no process is left")
+    create(alpha)
+    wait_synchronized(alpha)
+
+
+def _try_delete(host):
+    try:
+        host.call("pair.delete", pair="va")
+    except PathctlError as error:
+        return error
+    return None
+
+
+def test_deleting_a_source_that_would_lose_data_needs_force(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha, invalidate="source", copy_rate_bytes_s=0)
+    with pytest.raises(PathctlError, match="still only at beta:vb"):
+        alpha.call("pair.delete", pair="va")
+    alpha.call("pair.delete", pair="va", force=True)
+    assert alpha.volume("va")["invalid"] == SIZE >> 16
+
+
+def test_half_a_pair_is_freed_while_the_other_host_is_gone(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    wait_synchronized(alpha)
+    beta.kill()
+    with pytest.raises(PathctlError) as caught:
+        alpha.call("pair.delete", pair="va")
+    assert (caught.value.code, pair_state(alpha)) == (ErrorCode.UNREACHABLE, ["Deleting"])
+    alpha.call("pair.delete", pair="va", half=True)
+    assert alpha.rows() == [{"volume": "va"}]
+    beta.start()
+    assert pair_state(beta) == ["Partitioned"]
+    beta.call("pair.delete", pair="vb")
+    assert beta.rows() == [{"volume": "vb"}]
+    create(alpha)
+    wait_synchronized(alpha)
+
+
+def test_a_new_pathctld_adopts_what_the_killed_one_started(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha, attach=False)
+    alpha.call("attach", volume="va")
+    before = alpha.volume("va"), beta.volume("vb")
+    for host in hosts:
+        host.kill()
+        host.start()
+    after = alpha.volume("va"), beta.volume("vb")
+    assert [v["pid"] for v in after] == [v["pid"] for v in before]
+    assert after[0]["device"] == before[0]["device"]
+    wait_synchronized(alpha)
+    os.kill(after[0]["pid"], signal.SIGKILL)  # the socket was taken back: a new process listens on it
+    wait_until(lambda: alpha.volume("va")["pid"] not in (None, after[0]["pid"]), "nbdkit runs again")
+    assert Path(after[0]["device"]).read_bytes() == beta.image("vb").read_bytes()
+
+
+def test_sigterm_ends_pathctld_only(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    pid = alpha.volume("va")["pid"]
+    alpha.terminate()
+    assert psutil.pid_exists(pid)
+    alpha.start()
+    assert alpha.volume("va")["pid"] == pid
+
+
+def test_a_volume_neither_attached_nor_paired_has_no_process(hosts):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    assert nbdkits(alpha.root) == []
+    alpha.call("attach", volume="va")
+    assert len(nbdkits(alpha.root)) == 1
+    alpha.call("detach", volume="va")
+    assert nbdkits(alpha.root) == []
+
+
+def test_a_second_pathctld_on_the_same_root_is_refused(hosts):
+    alpha, _ = hosts
+    second = subprocess.run([BIN / "pathctld", "--root", alpha.root], capture_output=True, text=True, timeout=20)
+    assert (second.returncode, "running already" in second.stderr) == (ExitCode.REFUSED, True)
+    assert alpha.call("status")["host"]["name"] == "alpha"
