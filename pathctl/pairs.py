@@ -14,6 +14,8 @@ from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 
 MIN_PREFIX = 4
+MEET_LIMIT_S = 2.0
+MEET_LOOK_S = 0.02
 
 
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +106,20 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
         return answer
     created = await paircreate.create(node, body, source, destination_host, destination)
     device = await _attach(node, source, created.steps) if body.attach else None
-    return {"pair": await _shown(node, find(node, created.pair)), "device": device, "steps": created.steps}
+    return {"pair": await _shown_settled(node, created.pair), "device": device, "steps": created.steps}
+
+
+async def _shown_settled(node: Node, pair: str) -> dict[str, Any]:
+    """The pair as soon as its data planes have met or refused each other; as it is when that takes too long.
+
+    Without it the answer to a create or resume would be "Partitioned" for the tenth of a second that greeting takes.
+    """
+    deadline = asyncio.get_running_loop().time() + MEET_LIMIT_S
+    while True:
+        shown = await _shown(node, find(node, pair))
+        if shown["state"] != pairstate.State.PARTITIONED or asyncio.get_running_loop().time() > deadline:
+            return shown
+        await asyncio.sleep(MEET_LOOK_S)
 
 
 async def _attach(node: Node, volume: str, steps: list[dict[str, Any]]) -> str:
@@ -144,7 +159,7 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
         node.db.set_connection_state(row.pair, state)
         await planes.settle(node, row.volume)
         await planes.bring(node, row.volume)
-    return {"pair": await _shown(node, find(node, half.pair))}
+    return {"pair": await _shown_settled(node, half.pair)}
 
 
 async def set_values(node: Node, body: Set) -> dict[str, Any]:
