@@ -90,11 +90,11 @@ def _end_ready(core: Core) -> Flow[None]:
 
     def change() -> Flow[None]:
         yield from checkpoint.checkpoint_or_note(core)
+        was_ready, header.ready = header.ready, False  # before the session ends: nobody shall greet anew
         if core.session is not None:
             yield from core.end_session(core.session, "the path was suspended")
         core.link_error = None
-        if header.ready:
-            header.ready = False
+        if was_ready:
             yield from core.write_header()
 
     yield from _quiesced(core, change)
