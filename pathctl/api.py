@@ -155,9 +155,7 @@ def _caller(node: Node, request: web.Request) -> str | None:
     return next((peer.name for peer in node.db.peers() if pki.fingerprint(peer.certificate) == fingerprint), None)
 
 
-async def _answer(
-    node: Node, request: web.Request, call: Callable[[str, bytes], Answer]
-) -> web.Response:
+async def _answer(node: Node, request: web.Request, call: Callable[[str, bytes], Answer]) -> web.Response:
     verb = request.match_info["verb"]
     try:
         async with asyncio.timeout(node.cfg.timeouts.body_s):

@@ -32,9 +32,7 @@ def test_each_row_of_the_table_gives_its_state_and_direction(change, expected, w
 
 
 def test_synchronized_is_said_only_when_everything_holds():
-    everything = itertools.product(
-        ("creating", "deleting", None), *[(False, True)] * 4, (0, 3), (0, 3), (False, True)
-    )
+    everything = itertools.product(("creating", "deleting", None), *[(False, True)] * 4, (0, 3), (0, 3), (False, True))
     for journal, answers, ready, session, refused, invalid, owed, complete in everything:
         facts = Facts(journal, answers, ready, session, refused, invalid, owed, complete)
         holds = journal is None and answers and ready and session and complete and not invalid and not owed
