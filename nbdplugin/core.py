@@ -62,7 +62,8 @@ class Core:
 
     `turn` changes whenever what a checkpoint noted may have lost its meaning: a session begins or ends, tracks
     become invalid, a command changes the table.  `distrusts` counts failed syncs: what was written to the store
-    while it changed may be lost.
+    while it changed may be lost.  `unflushed` spans were sent in this session and no flush of the peer has begun
+    since, `flushing` ones wait for theirs; `stranded` ones were left so by a session that ended, invalid here.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Core:
         self.to_settle: list[Span] = []
         self.unflushed: set[tuple[int, int]] = set()
         self.flushing: list[set[tuple[int, int]]] = []
+        self.stranded: set[tuple[int, int]] = set()
+        self.is_peer_loss_untold = False
         self.has_own_generation = False
         self.woken: list[Waiter] = []
         self.queues: dict[str, list[Waiter]] = {name: [] for name in QUEUES}
@@ -190,6 +193,8 @@ class Core:
         for spans in (self.unflushed, *self.flushing):
             for first, count in spans:
                 self.table.mark_owed(Span(first, count))
+                if self.table.invalid.is_any(first, count):
+                    self.stranded.add((first, count))
         self.unflushed = set()
         self.flushing = []
 
@@ -258,6 +263,14 @@ class Core:
             raise
         if self.distrusts != distrusts:  # another one failed meanwhile: Linux reports a loss to one of them only
             raise StoreFailed("a sync", errno.EIO)
+
+    def check_peer_durable(self) -> None:
+        """Raises PathNotReady while data that only the peer has may not be durable there; once if it may be lost."""
+        if self.is_peer_loss_untold:
+            self.is_peer_loss_untold = False
+            raise PathNotReady("the peer restarted or failed a sync, and what only it had may be lost")
+        if self.stranded:
+            raise PathNotReady("some of the data is only at the peer and was not flushed there before the path was lost")
 
     def _distrust_store(self, error: StoreFailed) -> Flow[None]:
         """What the peer surely has becomes invalid here; what only we have stays owed and blocks further flushes."""

@@ -134,7 +134,8 @@ def disconnect(core: Core, pair: str) -> Flow[None]:
         header.peer_generation = header.epoch = None
         header.session = header.accepted = 0
         core.extents.clear()
-        core.has_own_generation = False
+        core.stranded.clear()
+        core.is_peer_loss_untold = core.has_own_generation = False
         core.link_error = None
         yield from core.write_table(lambda: core.table.build_fill(invalid=None, owed=False))
         core.wake_all("path")
@@ -208,6 +209,8 @@ def note_accepted(core: Core, greeting: Greeting, epoch: str) -> Flow[bool]:
             for extent in core.table.active_on_disk:
                 core.table.mark_owed(core.table.geometry.get_extent_span(extent))
             core.table.restore_owed()
+            core.is_peer_loss_untold = core.is_peer_loss_untold or bool(core.stranded)
+            core.stranded.clear()
         header.epoch, header.accepted = epoch, greeting.session
         yield from core.write_header()
 
@@ -228,6 +231,8 @@ def session_up(core: Core, session: int, is_told: bool) -> Flow[bool]:
         if core.table.owed.count and not is_told:
             return
         core.session = session
+        core.unflushed |= core.stranded
+        core.stranded.clear()
         core.is_complete = False
         core.link_error = None
         core.counts.sessions += 1

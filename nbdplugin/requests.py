@@ -98,6 +98,7 @@ def _flush_both(core: Core) -> Flow[None]:
     yield from core.sync_store()
     if session is not None:
         yield from checkpoint.flush_peer(core, session)
+    core.check_peer_durable()
 
 
 def _bring(core: Core, request: Request, span: Span, step: Step) -> Flow[None]:
