@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,3 +145,34 @@ def test_a_cut_network_costs_no_error_and_what_was_written_meanwhile_follows(sce
         scene.wait_synchronized()
         stop_fio(fio)
     assert_stores_equal(scene)
+
+
+def read_direct(device: str, offset: int) -> int:
+    """4 KiB past the page cache; how many bytes came."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as buffer:
+            return os.preadv(descriptor, [buffer], offset)
+    finally:
+        os.close(descriptor)
+
+
+def test_reads_of_valid_tracks_go_on_while_a_hundred_requests_wait_for_a_peer_that_is_cut_off(scene: Scene) -> None:
+    scene.beta.call("volume.create", name=scene.name, size=SIZE)
+    scene.beta.image(scene.name).write_bytes(os.urandom(SIZE))
+    device = scene.create("source", create=True, attach=True, copy_rate_bytes_s=0)["device"]
+    read_direct(device, 0)  # this track is valid now
+    scene.lab.cut()
+    try:
+        with ThreadPoolExecutor(100) as pool:
+            waiting = [pool.submit(read_direct, device, MIB + number * TRACK) for number in range(100)]
+            wait_until(lambda: get_pair(scene)["waiting"] == 100, "100 requests wait")
+
+            assert read_direct(device, 0) == 4096
+
+            assert get_pair(scene)["waiting"] == 100
+            assert not any(future.done() for future in waiting)
+            scene.lab.heal()
+            assert [future.result(30) for future in waiting] == [4096] * 100
+    finally:
+        scene.lab.heal()
