@@ -96,7 +96,7 @@ class Core:
         self.unflushed: set[tuple[int, int]] = set()
         self.flushing: list[set[tuple[int, int]]] = []
         self.stranded: set[tuple[int, int]] = set()
-        self.is_peer_loss_untold = False
+        self.is_loss_untold = False
         self.has_own_generation = False
         self.woken: list[Waiter] = []
         self.queues: dict[str, list[Waiter]] = {name: [] for name in QUEUES}
@@ -266,18 +266,20 @@ class Core:
 
     def check_peer_durable(self) -> None:
         """Raises PathNotReady while data that only the peer has may not be durable there; once if it may be lost."""
-        if self.is_peer_loss_untold:
-            self.is_peer_loss_untold = False
-            raise PathNotReady("the peer restarted or failed a sync, and what only it had may be lost")
+        if self.is_loss_untold:
+            self.is_loss_untold = False
+            raise PathNotReady("a sync failed or the peer restarted, and what was not flushed before may be lost")
         if self.stranded:
-            raise PathNotReady("some of the data is only at the peer and was not flushed there before the path was lost")
+            raise PathNotReady("some of the data is only at the peer and was not flushed there when the path was lost")
 
     def _distrust_store(self, error: StoreFailed) -> Flow[None]:
         """What the peer surely has becomes invalid here; what only we have stays owed and blocks further flushes."""
         self.turn += 1
         self.distrusts += 1
+        owed = self.table.owed.count
         for page, bits in self.table.note_clearer().items():
             self.table.restore_invalid(page, bits)
+        self.is_loss_untold |= self.table.owed.count < owed
         if self.table.header.committed:
             for extent in self.table.active_on_disk:
                 self.distrust(self.table.geometry.get_extent_span(extent))

@@ -135,7 +135,7 @@ def disconnect(core: Core, pair: str) -> Flow[None]:
         header.session = header.accepted = 0
         core.extents.clear()
         core.stranded.clear()
-        core.is_peer_loss_untold = core.has_own_generation = False
+        core.is_loss_untold = core.has_own_generation = False
         core.link_error = None
         yield from core.write_table(lambda: core.table.build_fill(invalid=None, owed=False))
         core.wake_all("path")
@@ -209,7 +209,7 @@ def note_accepted(core: Core, greeting: Greeting, epoch: str) -> Flow[bool]:
             for extent in core.table.active_on_disk:
                 core.table.mark_owed(core.table.geometry.get_extent_span(extent))
             core.table.restore_owed()
-            core.is_peer_loss_untold = core.is_peer_loss_untold or bool(core.stranded)
+            core.is_loss_untold |= bool(core.stranded)
             core.stranded.clear()
         header.epoch, header.accepted = epoch, greeting.session
         yield from core.write_header()

@@ -151,13 +151,14 @@ def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
         return False
     checkpoint.use_extents(core, extents)
     try:
-        distrusts = core.distrusts
+        distrusts, session = core.distrusts, core.session
         outcome = yield from _carry_out(core, item, span)
         if core.distrusts != distrusts and outcome.local is None:
             outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
         yield from _conclude(core, item, span, outcome)
-        is_ours = outcome.peer is not None or core.table.owed.is_any(span.first, span.count)
-        if core.distrusts != distrusts and is_ours:  # what a failed sync took back, nobody else has
+        is_peers = outcome.peer is None and core.session == session
+        if core.distrusts != distrusts and not (is_peers and not core.table.owed.is_any(span.first, span.count)):
+            # what the failed sync took back, nobody has for sure
             raise StoreFailed("a sync", errno.EIO)
     finally:
         checkpoint.release_extents(core, extents)
