@@ -1,0 +1,56 @@
+"""The copy's rate: bytes are paid for afterwards, the clock is the test's."""
+
+from __future__ import annotations
+
+from nbdplugin.copier import Bucket
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_a_limit_every_turn_comes_at_once() -> None:
+    bucket = Bucket(Clock())
+    for _ in range(3):
+        bucket.pay(1 << 30)
+        assert bucket.wait_turn(0)
+
+
+def test_a_run_is_paid_off_before_the_next_one_starts() -> None:
+    clock = Clock()
+    bucket = Bucket(clock)
+    bucket.set_rate(1000)
+    assert bucket.wait_turn(0)
+    bucket.pay(2000)
+    clock.now += 1.9
+    assert not bucket.wait_turn(0)
+    clock.now += 0.2
+    assert bucket.wait_turn(0)
+
+
+def test_idle_time_saves_up_a_tenth_of_a_second_at_most() -> None:
+    clock = Clock()
+    bucket = Bucket(clock)
+    bucket.set_rate(1000)
+    clock.now += 3600
+    assert bucket.wait_turn(0)
+    bucket.pay(150)
+    assert not bucket.wait_turn(0)
+
+
+def test_zero_pauses_and_a_new_rate_takes_effect_at_once() -> None:
+    clock = Clock()
+    bucket = Bucket(clock)
+    bucket.set_rate(0)
+    clock.now += 10
+    assert not bucket.wait_turn(0)
+    bucket.set_rate(1000)
+    assert bucket.wait_turn(0)
+    bucket.pay(10_000)
+    assert not bucket.wait_turn(0)
+    bucket.set_rate(None)
+    assert bucket.wait_turn(0)
