@@ -17,7 +17,8 @@ from nbdplugin.errors import PathError
 from nbdplugin.geometry import Span
 
 WORKERS = 4
-_IDLE_S = 0.2
+_TURN_S = 0.2
+_IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
 _STRIDE_GROWTH = 8
@@ -81,6 +82,8 @@ class Copier:
         self._stride = self._least = max(1, transfer.RUN_BYTES // core.table.geometry.track_size)
         self._most = max(1, transfer.HOLE_BYTES // core.table.geometry.track_size)
         self._is_finishing = False
+        self._wake = threading.Condition()
+        self._pokes = 0
         self.bucket = Bucket()
         self.error: str | None = None
 
@@ -88,23 +91,31 @@ class Copier:
         for number in range(WORKERS):
             threading.Thread(target=self._work, name=f"copy-{number}", daemon=True).start()
 
+    def poke(self) -> None:
+        """The path is ready: there may be work."""
+        with self._wake:
+            self._pokes += 1
+            self._wake.notify_all()
+
     def _work(self) -> None:
         while True:
+            seen = self._pokes
             try:
                 pause_s = self._step()
-                self.error = None if pause_s < _IDLE_S else self.error
+                self.error = None
             except PathError as error:
                 if self.error != str(error):
                     log.warning("the copy stopped for a moment: %s", error)
                 self.error, pause_s = str(error), _FAILED_S
             if pause_s:
-                time.sleep(pause_s)
+                with self._wake:
+                    self._wake.wait_for(lambda known=seen: self._pokes != known, pause_s)  # type: ignore[misc]
 
     def _step(self) -> float:
         """One run, or the closing message; returns how long to rest."""
         if self._core.session is None:
             return _IDLE_S
-        if not self.bucket.wait_turn(_IDLE_S):
+        if not self.bucket.wait_turn(_TURN_S):
             return 0.0
         with self._engine.lock:
             found = self._choose()

@@ -46,6 +46,7 @@ class Link:
         self._peer_line: tuple[str, tuple[str, ...]] | None = None
         self._wanted = threading.Event()
         self._establishing = threading.Lock()
+        self._on_up: Callable[[], None] = lambda: None
         self.state = "none"
         self.hands: dict[type, Callable[[Any], Any]] = {
             actions.PeerRead: self._read,
@@ -59,8 +60,9 @@ class Link:
 
     # --- commands ---
 
-    def start(self, engine: Engine) -> None:
-        self._engine = engine
+    def start(self, engine: Engine, on_up: Callable[[], None]) -> None:
+        """`on_up` is called whenever the path has become ready."""
+        self._engine, self._on_up = engine, on_up
         threading.Thread(target=self._run, name="link", daemon=True).start()
 
     def set_address(self, pair: str, address: Address) -> None:
@@ -150,6 +152,7 @@ class Link:
             session.end()
             raise
         self.state = "up"
+        self._on_up()
         log.info("path of volume %s is ready, session %d", self._params.volume, session.number)
         return session
 

@@ -109,7 +109,7 @@ class HostService:
         )
 
     def start(self) -> None:
-        self.link.start(self.engine)
+        self.link.start(self.engine, self.copier.poke)
         self.copier.start()
         threading.Thread(target=self._keep_checkpoints, name="checkpoint", daemon=True).start()
         self._control.start()
