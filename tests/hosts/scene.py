@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lablib
+from waiting import WAIT_S, wait_until
 
 from pathctl import errors
 
@@ -20,7 +20,6 @@ MIB = 1 << 20
 TRACK = 65536
 SIZE = 4 * MIB
 TRACKS = SIZE // TRACK
-WAIT_S = 20.0
 _OPTIONS = {"copy_rate_bytes_s": "--copy-rate"}
 
 
@@ -30,15 +29,6 @@ class Failed(Exception):
     def __init__(self, text: str, error: dict[str, Any]) -> None:
         super().__init__(text)
         self.text, self.error = text, error
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
-    """The condition's first true value; fails after limit_s."""
-    end = time.monotonic() + limit_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Scene:

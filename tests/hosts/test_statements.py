@@ -14,7 +14,8 @@ from pathlib import Path
 
 import lablib
 import pytest
-from hosts.scene import MIB, SIZE, TRACK, TRACKS, Failed, Scene, make_bytes, read_device, wait_until, write_device
+from hosts.scene import MIB, SIZE, TRACK, TRACKS, Failed, Scene, make_bytes, read_device, write_device
+from waiting import wait_until
 
 _WAYS = {range(1, 13): ("source", "api"), range(13, 25): ("destination", "api")}
 _WAYS |= {range(25, 34): ("source", "program"), range(34, 40): ("destination", "program")}

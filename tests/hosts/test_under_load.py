@@ -15,7 +15,8 @@ from pathlib import Path
 
 import lablib
 import pytest
-from hosts.scene import MIB, TRACK, Scene, wait_until
+from hosts.scene import MIB, TRACK, Scene
+from waiting import wait_until
 
 SIZE = 64 * MIB
 EXTENT_TRACKS = 16 * MIB // TRACK

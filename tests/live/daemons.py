@@ -11,24 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from waiting import WAIT_S, wait_until
 
 from pathctl import client, errors
 
 BIN = Path(sys.executable).parent
-WAIT_S = 20.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
-    """The condition's first true value; fails after limit_s."""
-    end = time.monotonic() + limit_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def free_port() -> int:

@@ -13,31 +13,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbd
+from waiting import WAIT_S, wait_until
 
 PLUGIN = Path(__file__).parents[2] / "nbdplugin" / "plugin.py"
 PRIORITY = "[overrides]\ntls-disabled-cipher = chacha20-poly1305\n"
-WAIT_S = 20.0
 
 
 class ControlError(Exception):
     """The data plane answered with an error."""
-
-
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = WAIT_S) -> Any:
-    """The condition's first true value; fails after limit_s."""
-    end = time.monotonic() + limit_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 class Plane:

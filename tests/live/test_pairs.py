@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from live.daemons import BIN, Daemon, enrol, wait_until
+from live.daemons import BIN, Daemon, enrol
+from waiting import wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 

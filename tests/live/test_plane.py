@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import nbd
 import pytest
 from live.conftest import MIB, MakePair
-from live.planes import ControlError, Plane, wait_until
+from live.planes import ControlError, Plane
+from waiting import wait_until
 
 TRACK = 65536
 
