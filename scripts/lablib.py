@@ -180,17 +180,17 @@ class Lab:
             if name not in existing:
                 _ip("netns", "add", name)
         if not _has_link(self.net, "br0"):
-            _ip("-n", self.net, "link", "add", "br0", "up", "type", "bridge")
+            _ip_in(self.net, "link", "add", "br0", "up", "type", "bridge")
         for host in self.hosts.values():
             if not _has_link(self.net, host.name):
                 self._plug_in(host)
 
     def _plug_in(self, host: Host) -> None:
-        _ip("-n", host.netns, "link", "set", "lo", "up")
+        _ip_in(host.netns, "link", "set", "lo", "up")
         _ip("link", "add", "eth0", "netns", host.netns, "type", "veth", "peer", "name", host.name, "netns", self.net)
-        _ip("-n", self.net, "link", "set", host.name, "master", "br0", "up")
-        _ip("-n", host.netns, "address", "add", f"{host.address}/24", "dev", "eth0")
-        _ip("-n", host.netns, "link", "set", "eth0", "up")
+        _ip_in(self.net, "link", "set", host.name, "master", "br0", "up")
+        _ip_in(host.netns, "address", "add", f"{host.address}/24", "dev", "eth0")
+        _ip_in(host.netns, "link", "set", "eth0", "up")
 
     def _enrol(self) -> None:
         first, *others = self.hosts.values()
@@ -372,13 +372,18 @@ def _ip(*arguments: str) -> str:
     return _run("ip", *arguments)
 
 
+def _ip_in(netns: str, *arguments: str) -> str:
+    """The same in a namespace; `ip -n` would make a mount namespace too, which fails in a plain chroot."""
+    return _run("nsenter", f"--net=/run/netns/{netns}", "ip", *arguments)
+
+
 def _namespaces() -> set[str]:
     folder = Path("/run/netns")
     return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
 
 
 def _has_link(netns: str, name: str) -> bool:
-    return any(link.get("ifname") == name for link in json.loads(_ip("-n", netns, "-json", "link", "show") or "[]"))
+    return any(link.get("ifname") == name for link in json.loads(_ip_in(netns, "-json", "link", "show") or "[]"))
 
 
 def _mounts() -> list[tuple[str, str]]:
