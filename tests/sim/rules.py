@@ -1,0 +1,179 @@
+"""rules - DESIGN section 4, what must hold at every instant, checked after every step.
+
+Rule 1 is the model's.  Which copy of a track counts is decided twice: by A's memory, and by what recovery from A's
+disk would find at this instant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.sim.disk import PER_TRACK, A, B, Meta, Stores, View, mask_extents
+from tests.sim.model import Model, Violation
+
+
+class Rules:
+    """`core` is A's, None while A is dead."""
+
+    def __init__(self, stores: Stores, metas: tuple[Meta, Meta], model: Model) -> None:
+        self.stores = stores
+        self.metas = metas
+        self.model = model
+        self.core: Any = None
+        self.view: View = metas[A].view
+        self._version = -1
+        self._memory_invalid = 0
+        self.local_failure = -1
+        self.now = 0
+        self._lost: dict[tuple[int, int], int] = {}
+
+    def check(self, now: int) -> None:
+        self.now = now
+        if self.metas[A].version != self._version:
+            self._version = self.metas[A].version
+            self._take_view(now)
+        core = self.core
+        if core is not None:
+            self._check_memory(core)
+        self._check_disk()
+        touched = self.stores.touched | self.model.touched
+        if touched:
+            self.stores.touched.clear()
+            self.model.touched = set()
+            self._check_copies(sorted(touched), core)
+
+    # --- what the disk says ---
+
+    def _take_view(self, now: int) -> None:
+        old, new = self.view, self.metas[A].view
+        self.view = new
+        self._touch(old.invalid ^ new.invalid)
+        if new.header.committed and not old.header.committed and new.header.invalidate == "source":
+            self.model.switch(list(self.stores.cells[B]), now)
+        if old.header.pair is not None and new.header.pair is None:
+            self._forget_pair(new)
+
+    def _forget_pair(self, view: View) -> None:
+        """Invalid tracks have no copy any more; those invalid only on disk have one as long as the process lives."""
+        memory = view.invalid if self.core is None else self._get_invalid(self.core)
+        for track in range(self.metas[A].tracks):
+            if memory >> track & 1:
+                self.model.forget(self._get_cells(track))
+            elif view.invalid >> track & 1:
+                self.model.doubt(self._get_cells(track))
+
+    def note_restart(self, now: int) -> None:
+        """A's process begins from the disk: what only memory knew is gone."""
+        view = self.view
+        for (side, cell), value in self._lost.items():
+            is_only = (side == B) == bool(view.invalid >> (cell // PER_TRACK) & 1)
+            if is_only and self.stores.cells[side][cell] == value:
+                self.model.revert(cell, value, now, f"a kill after the failed sync at {'AB'[side]}")
+        self._lost.clear()
+        if view.header.pair is None:
+            for track in range(self.metas[A].tracks):
+                if view.invalid >> track & 1:
+                    self.model.forget(self._get_cells(track))
+
+    def _touch(self, mask: int) -> None:
+        while mask:
+            track = (mask & -mask).bit_length() - 1
+            self.model.touched.update(self._get_cells(track))
+            mask &= mask - 1
+
+    def _get_cells(self, track: int) -> range:
+        first = track * PER_TRACK
+        return range(first, min(first + PER_TRACK, len(self.stores.cells[A])))
+
+    def _get_invalid(self, core: Any) -> int:
+        return int(core.table.invalid.read_bits(0, core.table.geometry.tracks))
+
+    # --- rules 2 and 3 ---
+
+    def _check_memory(self, core: Any) -> None:
+        table = core.table
+        invalid, owed = self._get_invalid(core), table.owed.read_bits(0, table.geometry.tracks)
+        if invalid & owed:
+            raise Violation(f"rule 3: in memory both invalid and owed: {invalid & owed:b}")
+        self._touch(invalid ^ self._memory_invalid)
+        self._memory_invalid = invalid
+        if not self._is_memory_true(core):
+            return
+        left = self.stores.differing & ~(invalid | owed)
+        if left and core.table.header.committed:
+            left &= ~mask_extents(table, table.active_on_disk)
+            for spans in (core.unflushed, *core.flushing):  # known, and owed when the session ends
+                for first, count in spans:
+                    left &= ~(((1 << count) - 1) << first)
+            if left:
+                raise Violation(f"rule 2: in memory tracks {left:b} differ unmarked")
+        if core.session is not None and owed and not self.metas[B].view.header.incomplete:
+            raise Violation("the destination is to be pushed to, but is not marked incomplete")
+
+    def _is_memory_true(self, core: Any) -> bool:
+        """Not while a change of mode is on its way to the disk, or failed there: then nothing is served."""
+        header, disk = core.table.header, self.view.header
+        return (header.pair, header.committed) == (disk.pair, disk.committed)
+
+    def _check_disk(self) -> None:
+        view = self.view
+        if view.invalid & view.raw_owed:
+            raise Violation(f"rule 3: on disk both invalid and owed: {view.invalid & view.raw_owed:b}")
+        if view.header.committed:
+            left = self.stores.differing & ~(view.invalid | view.owed)
+            if left:
+                raise Violation(f"rule 2: recovery would not know that tracks {left:b} differ")
+
+    # --- rule 4 ---
+
+    def _check_copies(self, cells: list[int], core: Any) -> None:
+        view = self.view
+        is_paired = view.header.pair is not None
+        is_true = core is not None and self._is_memory_true(core)
+        for cell in cells:
+            track = cell // PER_TRACK
+            self._check_copy(cell, bool(view.invalid >> track & 1), is_paired, "recovery")
+            if is_true:
+                self._check_copy(cell, bool(self._memory_invalid >> track & 1), is_paired, "memory")
+
+    def _check_copy(self, cell: int, is_invalid: bool, is_paired: bool, who: str) -> None:
+        model = self.model
+        if cell in model.unknown:
+            return
+        if is_invalid and not is_paired:
+            if any(write.is_acked for write in model.found[cell]):
+                raise Violation(f"rule 4: cell {cell} was acknowledged and is invalid without a pair, by {who}")
+            return
+        value = self.stores.cells[B if is_invalid else A][cell]
+        if model.is_possible(cell, value):
+            return
+        is_lost = self._lost.get((B if is_invalid else A, cell)) == value
+        if is_lost and who == "memory" and is_invalid:  # B had lost it, then A lost or gave up its copy
+            model.revert(cell, value, self.now, "a failure of both sides", self.local_failure >= model.flushed, value)
+            model.touched.add(cell)
+        elif not is_lost:
+            possible = [(write.value, write.end) for write in model.found[cell]]
+            where = "the peer" if is_invalid else "here"
+            raise Violation(f"rule 4: cell {cell} holds {value} {where}, by {who}; possible are {possible}")
+
+    # --- the other side ---
+
+    def check_push(self) -> None:
+        if not self.metas[B].view.header.incomplete:
+            raise Violation("a push reaches a destination that is not marked incomplete")
+
+    def note_lost(self, side: int, lost: list[tuple[int, int]], now: int) -> None:
+        """A failed sync took cells back.  Where the side was the only one to have them, they are old, unless flushed.
+
+        Where the other side has them, A's memory knows; until its disk does, a kill makes them old as well.
+        """
+        for cell, old in lost:
+            track = cell // PER_TRACK
+            invalid = self.view.invalid if self.core is None else self._get_invalid(self.core)
+            is_only = (side == B) == bool(invalid >> track & 1) and (side == A or self.view.header.pair is not None)
+            self._lost[side, cell] = self.stores.cells[side][cell]
+            if is_only:
+                is_excused = side == B and self.local_failure >= self.model.flushed
+                value = self.stores.cells[side][cell]
+                fetched = old if side == B else None
+                self.model.revert(cell, value, now, f"the failed sync at {'AB'[side]}", is_excused, fetched)

@@ -1,0 +1,75 @@
+"""run - one seed, or many: `python -m tests.sim.run --seed 7 --steps 2000 --trace`."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable
+
+from tests.sim.machine import FAULTS
+from tests.sim.world import STATES, Result, World
+
+STEPS = 2_000
+SEEDS = 200
+
+
+def run_seed(seed: int, steps: int = STEPS, trace: list[str] | None = None) -> Result:
+    return World(seed, trace).run(steps)
+
+
+def run_seeds(seeds: Iterable[int], steps: int = STEPS, workers: int = 2) -> list[Result]:
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        return pool.starmap(run_seed, [(seed, steps) for seed in seeds], chunksize=4)
+
+
+def sum_hits(results: list[Result]) -> dict[tuple[str, str], int]:
+    total: dict[tuple[str, str], int] = {}
+    for result in results:
+        for cell, count in result.hits.items():
+            total[cell] = total.get(cell, 0) + count
+    return total
+
+
+def draw_table(hits: dict[tuple[str, str], int]) -> str:
+    lines = [" " * 18 + "".join(f"{state:>14}" for state in STATES)]
+    lines += [f"{fault:18}" + "".join(f"{hits.get((fault, state), 0):14}" for state in STATES) for fault in FAULTS]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=__doc__)
+    parser.add_argument("--seed", type=int, help="one seed instead of many")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from --first on")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--trace", action="store_true", help="print every event of --seed")
+    parser.add_argument("--errors", action="store_true", help="print what requests and commands were answered")
+    options = parser.parse_args()
+    start = time.monotonic()
+    if options.seed is not None:
+        trace: list[str] | None = [] if options.trace else None
+        try:
+            results = [run_seed(options.seed, options.steps, trace)]
+        finally:
+            print("\n".join(trace or ()))
+    else:
+        results = run_seeds(range(options.first, options.first + options.seeds), options.steps)
+        print(draw_table(sum_hits(results)))
+    if options.errors:
+        errors: dict[str, int] = {}
+        for result in results:
+            for key, count in result.errors.items():
+                errors[key] = errors.get(key, 0) + count
+        print("\n".join(f"{count:8} {key}" for key, count in sorted(errors.items())))
+    bad = [result for result in results if result.violation]
+    for result in bad:
+        print(f"seed {result.seed} step {result.steps}: {result.violation}")
+    steps = sum(result.steps for result in results)
+    print(f"{len(results)} seeds, {steps} steps, {len(bad)} violations, {time.monotonic() - start:.1f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
