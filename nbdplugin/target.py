@@ -68,6 +68,7 @@ class Target:
             self._wake()
 
     def _open(self, session: int) -> Flow[bool]:
+        """Raises StoreFailed, with a new epoch for the next greeting."""
         header = self.table.header
         self.is_open = False
         header.session = session  # from here on no older callback begins
@@ -75,6 +76,7 @@ class Target:
         while any(count for number, count in self.running.items() if number < session):
             if not (yield from self._wait()):
                 return False
+        yield from self._sync()  # what the source fetches from here on, and does not write itself, stays
         self.running = {session: self.running.get(session, 0)}
         self.is_open = True
         return True
