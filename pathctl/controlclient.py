@@ -54,6 +54,7 @@ class Status(msgspec.Struct, frozen=True):
     incomplete: bool = False
     waiting: int = 0
     failed: str | None = None
+    copy_error: str | None = None
     copy_rate_bytes_s: int | None = None
     counters: dict[str, int] = msgspec.field(default_factory=dict)
 

@@ -281,8 +281,8 @@ async def _shown_at_source(node: Node, half: Half) -> dict[str, Any]:
     is_known = status is not None and status.pair == half.pair
     facts = _facts(half, status if is_known else None)
     reason = half.entry.note if half.entry else None
-    if half.busy is None and status is not None and not status.session:
-        reason = status.link_error
+    if half.busy is None and status is not None:
+        reason = status.copy_error if status.session else status.link_error
     if found.failed or (half.busy is None and not is_known):
         reason = found.failed or f"the volume's metadata names pair {status.pair if status else None}"
     return _as_json(node, half, facts, status if is_known else None, reason)
