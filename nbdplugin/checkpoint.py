@@ -7,7 +7,7 @@ durable on both sides (checkpoint), or at once together with its reason (settle)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from nbdplugin import actions
 from nbdplugin.actions import Flow
@@ -21,11 +21,17 @@ UNFLUSHED_MOST = 1 << 16
 
 
 def needs_generation(core: Core) -> bool:
-    """Whether a write that the peer lacks would happen under a lineage the peer may have."""
-    header = core.table.header
+    """Whether a write that the peer lacks would happen under a lineage the peer may have, as the disk has it."""
+    header, durable = core.table.header, core.table.generation_on_disk
     if header.committed:
-        return core.session is None and header.generation == header.peer_generation
-    return not core.has_own_generation
+        return core.session is None and durable == header.peer_generation
+    return durable != core.own_generation
+
+
+def take_generation(core: Core) -> Flow[None]:
+    """Until it is not needed any more; waits for nobody who waits for room among the extents."""
+    while needs_generation(core):
+        yield from core.write_table(lambda: _build_activation(core, frozenset()))
 
 
 def is_prepared(core: Core, extents: range) -> bool:
@@ -59,15 +65,15 @@ def _activate(core: Core) -> Flow[None]:
             if any(use.in_flight for use in core.extents.values()):
                 yield from core.wait("leave")
             return
-    yield from core.write_table(lambda: _build_activation(core))
+    yield from core.write_table(lambda: _build_activation(core, core.wanted_extents))
 
 
-def _build_activation(core: Core) -> Change | None:
+def _build_activation(core: Core, wanted: Set[int]) -> Change | None:
     room = core.max_active - len(core.table.active_on_disk)
-    new = frozenset(sorted(core.wanted_extents - set(core.extents))[:room])
+    new = frozenset(sorted(wanted - set(core.extents))[:room])
     if needs_generation(core):
-        core.table.header.take_generation(core.new_name())
-        core.has_own_generation = True
+        core.own_generation = core.new_name()
+        core.table.header.take_generation(core.own_generation)
     elif not new:
         return None
     for extent in new:

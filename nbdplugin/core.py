@@ -97,7 +97,7 @@ class Core:
         self.flushing: list[set[tuple[int, int]]] = []
         self.stranded: set[tuple[int, int]] = set()
         self.is_loss_untold = False
-        self.has_own_generation = False
+        self.own_generation: str | None = None
         self.woken: list[Waiter] = []
         self.queues: dict[str, list[Waiter]] = {name: [] for name in QUEUES}
         self._recover()
@@ -306,6 +306,7 @@ class Core:
 
     def write_marks(self, spans: Iterable[Span]) -> Flow[None]:
         """Every mark set in memory on these tracks (none named: on all) becomes durable."""
+
         def build() -> Change | None:  # when its turn has come: the change before it may have altered what differs
             pages = self.table.get_pages(spans) or self.table.get_differing()
             return self.table.build_change(pages, {}, header=False) if pages else None

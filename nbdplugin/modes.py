@@ -135,7 +135,7 @@ def disconnect(core: Core, pair: str) -> Flow[None]:
         header.session = header.accepted = 0
         core.extents.clear()
         core.stranded.clear()
-        core.is_loss_untold = core.has_own_generation = False
+        core.is_loss_untold, core.own_generation = False, None
         core.link_error = None
         yield from core.write_table(lambda: core.table.build_fill(invalid=None, owed=False))
         core.wake_all("path")

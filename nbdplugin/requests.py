@@ -206,8 +206,7 @@ def _conclude(core: Core, item: HostWrite, span: Span, outcome: Outcome) -> Flow
     core.table.mark_valid(_get_covered(core, item))
     if outcome.peer is not None and is_paired:
         core.table.mark_owed(span)
-        while checkpoint.needs_generation(core):
-            yield from checkpoint.prepare(core, range(0))
+        yield from checkpoint.take_generation(core)
     yield from checkpoint.settle(core, span)
     if core.table.invalid.is_any(span.first, span.count) and outcome.peer is not None:
         raise StoreFailed("a sync", errno.EIO)

@@ -99,6 +99,7 @@ class Change:
 
     pages: tuple[tuple[int, bytes, Bits], ...]
     header: bytes | None
+    generation: str
     active: frozenset[int] | None = None
     fill: tuple[bool | None, bool | None] = (None, None)
 
@@ -115,6 +116,7 @@ class Table:
         self.owed = Bitmap(self.geometry.tracks)
         self.pages = layout.count_pages(self.geometry.tracks)
         self.active_on_disk = frozenset(header.active)
+        self.generation_on_disk = header.generation
         self._shadow: dict[int, Bits] = {}
         self._pending: dict[int, Bits] = {}  # pages of the change under way: the disk may hold them already
         for name, plane in (("invalid", self.invalid), ("owed", self.owed)):
@@ -229,7 +231,7 @@ class Table:
             self.header.active = sorted(active)
         raw = self._encode_header() if header or active is not None else None
         self._pending = {page: bits for page, _, bits in written}
-        return Change(written, raw, active)
+        return Change(written, raw, self.header.generation, active)
 
     def build_fill(self, invalid: bool | None, owed: bool | None) -> Change:
         """Whole planes set or cleared (None: kept) by the header alone; ends every active extent."""
@@ -239,7 +241,7 @@ class Table:
                 self.header.planes[name] = Fill(value, self.sequence)
                 plane.fill(value)
         self.header.active = []
-        return Change((), self._encode_header(), frozenset(), (invalid, owed))
+        return Change((), self._encode_header(), self.header.generation, frozenset(), (invalid, owed))
 
     def note_written(self, change: Change) -> None:
         """The change is durable."""
@@ -249,6 +251,8 @@ class Table:
                 self._shadow.pop(page, None)
             else:
                 self._shadow[page] = bits
+        if change.header is not None:
+            self.generation_on_disk = change.generation
         if change.active is not None:
             self.active_on_disk = change.active
         if change.fill != (None, None):
