@@ -157,10 +157,10 @@ def _make_image(lab: lablib.Lab, given: Path | None) -> Path:
     mountpoint = lab.folder / "fill"
     mountpoint.mkdir()
     with _mounted(image, mountpoint, "-o", "loop"):
-        names = "\0".join(str(path.relative_to("/")) for path in files)
+        names = b"\0".join(os.fsencode(path.relative_to("/")) for path in files)
         subprocess.run(
             ["tar", "-C", "/", "--null", "--no-recursion", "-T", "-", "-cf", str(lab.folder / "fill.tar")],
-            input=names.encode(),
+            input=names,
             check=True,
         )
         for target in (mountpoint, *(mountpoint / f"copy{number}" for number in range(2, copies + 1))):
