@@ -27,6 +27,7 @@ class Stores:
         self.cells: tuple[list[int], list[int]] = ([0] * count, [0] * count)
         self.dirty: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self.touched: set[int] = set()
+        self.syncs = [0, 0]
         self.differing = 0
         self._counts = [0] * (-(-count // PER_TRACK))
 
@@ -51,6 +52,7 @@ class Stores:
 
     def sync(self, side: int) -> None:
         self.dirty[side].clear()
+        self.syncs[side] += 1
 
     def lose(self, side: int, rng: random.Random) -> list[tuple[int, int]]:
         """A failed sync: some of what was not durable is gone, and the kernel calls the rest clean.

@@ -25,6 +25,8 @@ class Rules:
         self._memory_invalid = 0
         self.local_failure = -1
         self.now = 0
+        self._failed_syncs = 0
+        self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
 
     def check(self, now: int) -> None:
@@ -65,6 +67,7 @@ class Rules:
     def note_restart(self, now: int) -> None:
         """A's process begins from the disk: what only memory knew is gone."""
         view = self.view
+        self._restart = now
         for (side, cell), value in self._lost.items():
             is_only = (side == B) == bool(view.invalid >> (cell // PER_TRACK) & 1)
             if is_only and self.stores.cells[side][cell] == value:
@@ -74,6 +77,13 @@ class Rules:
             for track in range(self.metas[A].tracks):
                 if view.invalid >> track & 1:
                     self.model.forget(self._get_cells(track))
+
+    def note_local_failure(self) -> None:
+        self.local_failure, self._failed_syncs = self.now, self.stores.syncs[B]
+
+    def _is_blind(self) -> bool:
+        """A failed, was killed, and forgot what B alone has and has not flushed: three failures with B's own."""
+        return self._restart > self.local_failure >= 0 and self.stores.syncs[B] == self._failed_syncs
 
     def _touch(self, mask: int) -> None:
         while mask:
@@ -156,6 +166,18 @@ class Rules:
             where = "the peer" if is_invalid else "here"
             raise Violation(f"rule 4: cell {cell} holds {value} {where}, by {who}; possible are {possible}")
 
+    def check_lineage(self, cells: range, value: int) -> None:
+        """An acknowledged write that the peer lacks belongs, on disk, to a lineage that the peer has not."""
+        view = self.metas[A].view
+        header, peer = view.header, self.metas[B].view.header
+        if not header.committed or header.generation != peer.generation:
+            return
+        for cell in cells:
+            here, there = (self.stores.cells[side][cell] for side in (A, B))
+            is_ours = not view.invalid >> (cell // PER_TRACK) & 1 and self._lost.get((B, cell)) != there
+            if is_ours and here == value != there:
+                raise Violation(f"generations: cell {cell} was acknowledged under {header.generation}, the peer's own")
+
     # --- the other side ---
 
     def check_push(self) -> None:
@@ -173,7 +195,10 @@ class Rules:
             is_only = (side == B) == bool(invalid >> track & 1) and (side == A or self.view.header.pair is not None)
             self._lost[side, cell] = self.stores.cells[side][cell]
             if is_only:
-                is_excused = side == B and self.local_failure >= self.model.flushed
+                is_forgotten = side == B and self._is_blind()
+                is_excused = is_forgotten or (side == B and self.local_failure >= self.model.flushed)
                 value = self.stores.cells[side][cell]
                 fetched = old if side == B else None
                 self.model.revert(cell, value, now, f"the failed sync at {'AB'[side]}", is_excused, fetched)
+                if is_forgotten:
+                    self.model.reverts.clear()

@@ -182,7 +182,7 @@ class World:
 
     def count_fault(self, name: str) -> None:
         if name in ("sync A", "write A"):
-            self.rules.local_failure = self.machine.now
+            self.rules.note_local_failure()
         for state in self.get_states():
             self.hits[name, state] = self.hits.get((name, state), 0) + 1
 
@@ -237,6 +237,10 @@ class World:
 
         def end(_: Any, error: Exception | None) -> None:
             self._leave(kind.name.lower(), error)
+            if error is not None and item.is_fua:
+                self.model.fail_flush()
+            if error is None and core.session is None:
+                self.rules.check_lineage(cells, value)
             for write, part, is_sure in writes:
                 if error is None and is_sure:
                     self.model.ack(write, part, self.machine.now, self._is_there)
@@ -305,7 +309,8 @@ class World:
             return greeting, answer
         if verdict == "old_session":
             core.table.header.session = max(core.table.header.session, answer["session"])
-        is_deleting = verdict == "wrong_pair" and self.operator is not None
+        is_deleted = core.table.header.pair != greeting.pair
+        is_deleting = verdict == "wrong_pair" and (is_deleted or self.operator is not None)
         if greeting.committed and verdict not in FINE and not is_deleting:
             raise Violation(f"the peer of a committed pair refuses: {verdict}")
         if verdict == "incomplete":
