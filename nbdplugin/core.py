@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from nbdplugin import actions
 from nbdplugin.actions import Flow, Patience, Wait, Waiter
 from nbdplugin.decide import Path
-from nbdplugin.errors import PathError, PathNotReady, StoreFailed, VolumeFailed
+from nbdplugin.errors import PathError, PathNotReady, PeerRefused, StoreFailed, VolumeFailed
 from nbdplugin.gate import Gate, Ticket
 from nbdplugin.geometry import Span
 from nbdplugin.tracks import ACTIVE_MOST, Change, Table
@@ -81,6 +81,7 @@ class Core:
         self.distrusting = 0
         self.is_complete = False
         self.link_error: str | None = None
+        self.was_refused = False
         self.failed: str | None = None
         self.is_read_only = False
         self.is_quiesced = False
@@ -190,6 +191,7 @@ class Core:
         self.turn += 1
         self.is_complete = False
         self.link_error = str(reason)
+        self.was_refused = isinstance(reason, PeerRefused)
         for spans in (self.unflushed, *self.flushing):
             for first, count in spans:
                 self.table.mark_owed(Span(first, count))

@@ -110,7 +110,7 @@ class Link:
                     session = self._establish()
                     attempt = 0
                     self._keep(session)
-                    self.state = "lost"
+                    self._rest_after(session.number)
                 except (PeerRefused, Refused) as error:
                     self._note("refused", error)
                     self._wanted.wait(_REFUSED_RETRY_S)
@@ -120,6 +120,15 @@ class Link:
                     attempt += 1
                 self._wanted.clear()
             self.state = "none"
+
+    def _rest_after(self, number: int) -> None:
+        """A session that ended with an error reply (no space, I/O error) would end so again: not at once."""
+        self.state = "refused" if self._core.was_refused else "lost"
+        log.warning(
+            "session %d of volume %s ended: %s", number, self._params.volume, self._core.link_error or "by command"
+        )
+        if self._core.was_refused:
+            self._wanted.wait(_REFUSED_RETRY_S)
 
     def _note(self, state: str, error: Exception) -> None:
         if self._core.link_error != str(error):

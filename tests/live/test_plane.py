@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import nbd
+import psutil
 import pytest
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Plane
@@ -183,6 +184,23 @@ def test_a_frozen_peer_costs_the_link_timeout_and_no_error(make_pair: MakePair) 
         assert handle.pread(4096, 0) == b"z" * 4096
     assert pair.source.get_status()["owed"] >= 1
     pair.destination.process.send_signal(signal.SIGCONT)
+    pair.wait_synchronized()
+    assert pair.source.read_store() == pair.destination.read_store()
+
+
+def test_an_error_reply_of_the_peer_is_shown_and_not_taken_for_a_lost_link(make_pair: MakePair) -> None:
+    pair = make_pair(source_data=os.urandom(16 * MIB))
+    assert pair.destination.process is not None
+    process = psutil.Process(pair.destination.process.pid)
+    limits = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (4 * MIB, limits[1]))  # from here on the peer's store is full
+    pair.create("destination")
+    wait_until(lambda: pair.source.get_status()["link"] == "refused", "the peer says no")
+    assert "the peer answered" in pair.source.get_status()["link_error"]
+    assert pair.source.get_status()["owed"] == 256
+    with pair.source.open() as handle:
+        handle.pwrite(b"x" * 4096, 8 * MIB)  # the host does not notice
+    process.rlimit(psutil.RLIMIT_FSIZE, limits)
     pair.wait_synchronized()
     assert pair.source.read_store() == pair.destination.read_store()
 
