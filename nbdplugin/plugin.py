@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import nbdkit
 
@@ -70,8 +71,17 @@ def config(key: str, value: str) -> None:
     _process.pairs[key] = value
 
 
+def _refuse(error: PathError) -> NoReturn:
+    """Ends the process before it serves anybody, with one sentence instead of nbdkit's traceback."""
+    print(f"nbdkit: error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def config_complete() -> None:
-    _process.params = params.parse(_process.pairs)
+    try:
+        _process.params = params.parse(_process.pairs)
+    except PathError as error:
+        _refuse(error)
 
 
 def thread_model() -> int:
@@ -81,7 +91,10 @@ def thread_model() -> int:
 
 def get_ready() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    _process.service = service.make(_process.params)
+    try:
+        _process.service = service.make(_process.params)
+    except PathError as error:
+        _refuse(error)
 
 
 def after_fork() -> None:

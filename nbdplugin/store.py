@@ -39,12 +39,13 @@ class Store:
     def __init__(self, path: Path, size: int) -> None:
         """Raises BadRequest where the backing cannot be used."""
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._is_device = stat.S_ISBLK(os.stat(path).st_mode)
+            exclusive = os.O_EXCL if self._is_device else 0  # of a device: refused while mounted or otherwise claimed
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
         except OSError as error:
             raise BadRequest(f"the backing {path} cannot be opened for writing: {error.strerror}") from None
         self.path = path
         self.size = size
-        self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -97,7 +97,7 @@ def last_line(log: Path) -> str:
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return lines[-1].strip() if lines else ""
+    return lines[-1].strip().removeprefix("nbdkit: error: ") if lines else ""
 
 
 def check_listener(pid: int, listener: socket.socket) -> None:
