@@ -127,7 +127,7 @@ class Machine:
         self.is_link_up = True
         self.on_fault: Callable[[str], None] = lambda name: None
         self.on_lost: Callable[[int, list[tuple[int, int]]], None] = lambda side, lost: None
-        self.on_push: Callable[[Call], None] = lambda call: None
+        self.on_push: Callable[[], None] = lambda: None
 
     def note(self, text: str) -> None:
         if self.trace is not None:
@@ -331,8 +331,8 @@ class Machine:
         if flow is None:
             self.reply(call, None, SessionOver("another pair"))
             return
-        if call.is_push:
-            self.on_push(call)
+        if call.is_push and target.is_open and target.table.header.session == call.action.session:
+            self.on_push()
         self.spawn(B, describe(call.action), flow, lambda value, error: self.reply(call, value, error))
 
     def _make_flow(self, target: Any, call: Call) -> actions.Flow[Any] | None:

@@ -25,7 +25,7 @@ class Rules:
         self._memory_invalid = 0
         self.local_failure = -1
         self.now = 0
-        self._failed_syncs = 0
+        self._blind_syncs = -1
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
 
@@ -67,6 +67,8 @@ class Rules:
     def note_restart(self, now: int) -> None:
         """A's process begins from the disk: what only memory knew is gone."""
         view = self.view
+        if self.local_failure > self._restart:
+            self._blind_syncs = self.stores.syncs[B]
         self._restart = now
         for (side, cell), value in self._lost.items():
             is_only = (side == B) == bool(view.invalid >> (cell // PER_TRACK) & 1)
@@ -79,11 +81,11 @@ class Rules:
                     self.model.forget(self._get_cells(track))
 
     def note_local_failure(self) -> None:
-        self.local_failure, self._failed_syncs = self.now, self.stores.syncs[B]
+        self.local_failure = self.now
 
     def _is_blind(self) -> bool:
         """A failed, was killed, and forgot what B alone has and has not flushed: three failures with B's own."""
-        return self._restart > self.local_failure >= 0 and self.stores.syncs[B] == self._failed_syncs
+        return self.stores.syncs[B] == self._blind_syncs
 
     def _touch(self, mask: int) -> None:
         while mask:
@@ -167,10 +169,10 @@ class Rules:
             raise Violation(f"rule 4: cell {cell} holds {value} {where}, by {who}; possible are {possible}")
 
     def check_lineage(self, cells: range, value: int) -> None:
-        """An acknowledged write that the peer lacks belongs, on disk, to a lineage that the peer has not."""
+        """An acknowledged write that a whole peer lacks belongs, on disk, to a lineage that the peer has not."""
         view = self.metas[A].view
         header, peer = view.header, self.metas[B].view.header
-        if not header.committed or header.generation != peer.generation:
+        if not header.committed or peer.incomplete or header.generation != peer.generation:
             return
         for cell in cells:
             here, there = (self.stores.cells[side][cell] for side in (A, B))

@@ -78,7 +78,7 @@ class World:
         self.rules = Rules(self.stores, metas, self.model)
         self.machine.on_fault = self.count_fault
         self.machine.on_lost = lambda side, lost: self.rules.note_lost(side, lost, self.machine.now)
-        self.machine.on_push = lambda call: None
+        self.machine.on_push = self.rules.check_push
         self.core: Core | None = None
         self.target: Target | None = None
         self.values = 0
@@ -114,7 +114,8 @@ class World:
         rates = {"cut": 0.01, "kill A": 0.006, "kill B": 0.006, "command time-out": 0.03, "fetch time-out": 0.03}
         rates |= {"sync A": 0.06, "write A": 0.03, "table A": 0.008, "sync B": 0.06, "write B": 0.03, "table B": 0.015}
         rates["refusal"] = 0.01
-        self.machine.rates = {name: rates[name] * rng.choice((0, 0, 1, 2)) for name in FAULTS}
+        is_calm = rng.random() < 0.4
+        self.machine.rates = {name: 0.0 if is_calm else rates[name] * rng.choice((0, 0, 1, 2)) for name in FAULTS}
         self.machine.p_immediate = rng.choice((0.5, 0.8, 0.95))
         self.most_clients = rng.choice((1, 3, MAX_CLIENTS))
         self.client_weight = rng.choice((0.05, 0.15, 0.4))
@@ -196,6 +197,8 @@ class World:
     def spawn_client(self) -> None:
         core, rng = self.core, self.rng
         assert core is not None
+        if rng.random() < 0.3 and self._overwrite(core):
+            return
         self.clients += 1
         first = rng.randrange(self.count)
         length = rng.choice((1, 1, 2, 3, 4, 5, 6, 9, 14))
@@ -441,16 +444,21 @@ class World:
             return
         header = core.table.header
         if header.pair is None:
-            side = rng.choice(("source", "destination"))
-            if self.is_settling:
-                side = "source" if core.table.invalid.count else "destination"
-            yield from self.create(side)
+            yield from self.create(self._choose_side(core))
         elif self.is_settling or not header.ready:
             yield from self.command(A, "resume", lambda: modes.resume(self._get_core(), header.pair or ""))
-        elif rng.random() < 0.4:
+        elif rng.random() < 0.3:
             yield from self.delete(header.pair)
         else:
             yield from self.command(A, "suspend", lambda: modes.suspend(self._get_core(), header.pair or ""))
+
+    def _choose_side(self, core: Core) -> str:
+        """The side to mark invalid; at times one that must be refused."""
+        can_push = not core.table.invalid.count
+        can_pull = self.target is None or not self.target.is_incomplete
+        if self.is_settling or (can_push != can_pull and self.rng.random() < 0.9):
+            return "destination" if can_push else "source"
+        return self.rng.choice(("source", "destination"))
 
     def _get_core(self) -> Core:
         assert self.core is not None
@@ -548,7 +556,7 @@ class World:
         if self.operator is not None or core is None:
             return True
         if core.table.header.ready:
-            return not self.is_settling and self.rng.random() < 0.08
+            return not self.is_settling and self.rng.random() < 0.05
         return True
 
     def _proceed(self) -> bool:
@@ -675,15 +683,18 @@ class World:
         for side in (A, B):
             if self.machine.owners[side] is None:
                 self.start(side)
-        core = self.core
-        if core is None or self.clients:
-            return
-        is_hopeless = core.table.header.pair is None and core.table.invalid.count
-        if is_hopeless:  # nobody has this data: it is overwritten
-            self.clients += 1
-            first, count = core.table.invalid.find_run(0, 4) or (0, 1)
-            offset, length = core.table.geometry.get_range(Span(first, count))
-            self._spawn_write_at(core, range(offset // CELL, (offset + length) // CELL))
+        if self.core is not None and not self.clients:
+            self._overwrite(self.core)
+
+    def _overwrite(self, core: Core) -> bool:
+        """Without a pair nobody has the data of invalid tracks: they are written anew."""
+        if core.table.header.pair is not None or not core.table.invalid.count:
+            return False
+        self.clients += 1
+        first, count = core.table.invalid.find_run(0, 4) or (0, 1)
+        offset, length = core.table.geometry.get_range(Span(first, count))
+        self._spawn_write_at(core, range(offset // CELL, (offset + length) // CELL))
+        return True
 
     def _spawn_write_at(self, core: Core, cells: range) -> None:
         self.values += 1
