@@ -135,7 +135,7 @@ def test_a_write_that_fails_is_told(path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 100, layout.BITS_START - 1])
 def test_a_file_that_is_too_short_is_refused(path: Path, size: int) -> None:
     os.truncate(path, size)
-    with pytest.raises(TableDamaged, match="too short|shorter"):
+    with pytest.raises(TableDamaged, match=r"too short|shorter"):
         MetaFile(path)
 
 
