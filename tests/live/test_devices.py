@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pathctl import devices
@@ -64,9 +65,9 @@ class Served:
     def litter(self) -> list[str]:
         """What is still there of a device: processes, loop devices, mounts, files."""
         loops = subprocess.run(["losetup", "--list", "--noheadings"], capture_output=True, text=True, check=True).stdout
-        processes = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True, check=True).stdout
+        processes = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
         mounts = Path("/proc/self/mountinfo").read_text()
-        lines = [line for line in (loops + processes + mounts).splitlines() if str(self.fuse) in line]
+        lines = [line for line in [*loops.splitlines(), *processes, *mounts.splitlines()] if str(self.fuse) in line]
         return lines + [str(path) for path in (self.fuse, self.link) if os.path.lexists(path)]
 
 

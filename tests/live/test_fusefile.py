@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 SIZE = 16 << 20
@@ -193,8 +194,9 @@ def test_the_process_ends_when_the_file_is_unmounted(volume: Volume) -> None:
 
 
 def processes(volume: Volume) -> list[str]:
-    shown = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in shown.splitlines() if f"pathctl.fusefile {volume.socket}" in line and line[0] != "Z"]
+    # A zombie has no command line.
+    found = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in found if f"pathctl.fusefile {volume.socket}" in line]
 
 
 def test_a_start_that_fails_says_why(volume: Volume) -> None:
