@@ -32,7 +32,7 @@ RETRY_S = 0.1
 HANDSHAKE_S = 5.0
 MAX_WRITE = 1 << 20
 MAX_ZERO = 1 << 30  # of one NBD request; its length has 32 bits
-MAX_BACKGROUND = 256  # requests of the kernel at once; above the loop device's 128
+MAX_BACKGROUND = 256  # requests of the kernel at once; above the loop device's 128, and see nbdkitcmd.THREADS
 MAX_QUEUED = 8 << 20  # bytes not yet taken by nbdkit, above which no further requests are read
 
 # FUSE: fuse_in_header | body; fuse_out_header | body

@@ -9,9 +9,11 @@ import msgspec
 
 from pathctl import config, db
 
-# Requests of one connection that can be in work.  For the host well above the waiters that the plugin admits (128),
-# so that requests which need nobody are still received; the peer's connections carry one or few requests each.
-THREADS = {"host": 160, "peer": 1}
+# Requests of one connection that can be in work.  For the host three numbers belong together:
+#     fusefile.MAX_BACKGROUND (256)  <=  the plugin's max_waiters (256, nbdplugin/params.py)  <  threads (288)
+# All that the kernel sends at once may wait for the peer without one being turned away, and requests which need nobody
+# are still received then.  The peer's connections carry one or few requests each.
+THREADS = {"host": 288, "peer": 1}
 
 LISTEN_FD = 3  # where nbdkit looks for the socket (sd_listen_fds(3))
 
@@ -85,6 +87,6 @@ def environment(own: Mapping[str, str], priority: Path) -> dict[str, str]:
         **passed,
         "PATH": f"{bin_folder}:{own.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
         "LISTEN_FDS": "1",
-        "MALLOC_ARENA_MAX": "2",  # an arena for each of 160 threads costs megabytes in a process that rests
+        "MALLOC_ARENA_MAX": "2",  # an arena for each of so many threads costs megabytes in a process that rests
         "GNUTLS_SYSTEM_PRIORITY_FILE": str(priority),
     }

@@ -1,11 +1,13 @@
 """From rows to nbdkit's command line."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from pathctl import config, db, nbdkitcmd
+from nbdplugin import params
+from pathctl import config, db, fusefile, nbdkitcmd
 
 CFG = config.Config(Path("/r"))
 HOST = db.Host("alpha", "10.0.0.1", 7630)
@@ -55,7 +57,7 @@ def test_the_command_names_the_volume_and_passes_set_parameters_only():
         "/bin/nbdkit",
         "--foreground",
         "-t",
-        "160",
+        "288",
         "python",
         "/p/plugin.py",
         "role=host",
@@ -65,6 +67,11 @@ def test_the_command_names_the_volume_and_passes_set_parameters_only():
         "control=/r/run/pathctl/v1.ctl",
         "max_waiters=7",
     ]
+
+
+def test_all_that_the_kernel_sends_at_once_may_wait_and_others_are_still_received():
+    (waiters,) = [field.default for field in dataclasses.fields(params.Params) if field.name == "max_waiters"]
+    assert max(fusefile.MAX_BACKGROUND, waiters) < nbdkitcmd.THREADS["host"]
 
 
 def test_the_environment_is_made_and_not_inherited():
