@@ -129,7 +129,7 @@ async def _run(
     async with asyncio.TaskGroup() as tasks:
         supervisor = supervise.Supervisor(cfg, tasks)
         node = Node(cfg, database, supervisor, tasks, stopping=stopping)
-        supervisor.started = functools.partial(planes.bring, node)
+        supervisor.started = functools.partial(planes.bring_started, node)
         pki.ensure_priority(cfg)
         await _adopt(node)
         if not serving:

@@ -383,7 +383,8 @@ async def finish(node: Node, spec: Spec) -> None:
     await faults.point("create.committed")
     body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
     try:
-        await planes.bring(node, spec.source)
+        async with node.locks[spec.source]:
+            await planes.bring(node, spec.source)
         await peers.call(node, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
     except PathctlError as error:
         node.db.set_note(spec.operation, f"ready, but not yet recorded as such by both hosts: {error.message}")

@@ -4,7 +4,8 @@ The source's daemon does the work; asked at the destination's, the verb is forwa
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -157,8 +158,9 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
     async with node.locks[half.volume]:
         row = _settled_row(node, half)
         node.db.set_connection_state(row.pair, state)
-        await planes.settle(node, row.volume)
-        await planes.bring(node, row.volume)
+        with _reconciled(node, row.volume):
+            await planes.settle(node, row.volume)
+            await planes.bring(node, row.volume)
     return {"pair": await _shown_settled(node, half.pair)}
 
 
@@ -170,9 +172,20 @@ async def set_values(node: Node, body: Set) -> dict[str, Any]:
     async with node.locks[half.volume]:
         row = _settled_row(node, half)
         node.db.set_copy_rate(row.pair, body.copy_rate_bytes_s)
-        await planes.settle(node, row.volume)
-        await planes.command(node, row.volume, "set", copy_rate_bytes_s=body.copy_rate_bytes_s)
+        with _reconciled(node, row.volume):
+            await planes.settle(node, row.volume)
+            await planes.command(node, row.volume, "set", copy_rate_bytes_s=body.copy_rate_bytes_s)
     return {"pair": await _shown(node, find(node, half.pair))}
+
+
+@contextlib.contextmanager
+def _reconciled(node: Node, volume: str) -> Iterator[None]:
+    """The row is changed already: when its process cannot be told, or did not answer, it is told until it does."""
+    try:
+        yield
+    except PathctlError:
+        node.supervisor.bring_again(volume)
+        raise
 
 
 def _settled_row(node: Node, half: Half) -> db.Connection:

@@ -33,10 +33,29 @@ def plane(node: Node, volume: str) -> nbdkitcmd.Plane | None:
     return None if row is None else nbdkitcmd.plane(node.cfg, node.db.host(), row, node.db.connection_of(volume))
 
 
-async def bring(node: Node, volume: str) -> None:
-    """Tell a process that was just started, or whose row has changed, what its row wants."""
+async def bring_started(node: Node, volume: str) -> None:
+    """Tell a process that was started, adopted or not reached before what its row wants; repeat it if it fails.
+
+    The address comes first, without the volume's lock: who holds that may be waiting for the path (a detach writes
+    its device out).
+    """
+    row = _told_row(node, volume)
+    if row is not None:
+        await link(node, row)
+    async with node.locks[volume]:
+        await bring(node, volume)
+
+
+def _told_row(node: Node, volume: str) -> db.Connection | None:
     row = node.db.connection_of(volume)
-    if row is None or row.side != "source" or row.state not in ("ready", "suspended"):
+    is_told = row is not None and row.side == "source" and row.state in ("ready", "suspended")
+    return row if is_told else None
+
+
+async def bring(node: Node, volume: str) -> None:
+    """Tell the process what its row wants.  The caller holds the volume's lock."""
+    row = _told_row(node, volume)
+    if row is None:
         return
     found = await status(node, volume)
     if found.pair != row.pair:

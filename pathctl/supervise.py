@@ -28,6 +28,7 @@ KILL_LIMIT_S = 10.0
 LOOK_S = 0.005
 LONGEST_LOOK_S = 0.1
 
+# Must not be waited for by anybody who holds the volume's lock, which it takes: `running` waits for the process only.
 Started = Callable[[str], Awaitable[None]]
 
 
@@ -43,6 +44,7 @@ class Keeper:
         self._listener: socket.socket | None = None
         self._process: process.Process | None = None
         self._changed = asyncio.Condition()
+        self._is_stale = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -82,10 +84,25 @@ class Keeper:
         log.warning("nbdkit of volume %s ended and is started again; see %s", self.plane.volume, self.plane.log)
 
     async def _bring(self) -> None:
-        try:
-            await self._started(self.plane.volume)
-        except errors.PathctlError as error:
-            log.warning("volume %s: %s", self.plane.volume, error.message)
+        """Until cancelled, which the process's end does: tell it what its rows want, again until that succeeds."""
+        pause, said = FIRST_PAUSE_S, ""
+        while True:
+            self._is_stale.clear()
+            try:
+                await self._started(self.plane.volume)
+            except errors.PathctlError as error:
+                if error.message != said:
+                    log.warning("volume %s, trying on: %s", self.plane.volume, error.message)
+                said = error.message
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+            else:
+                pause, said = FIRST_PAUSE_S, ""
+                await self._is_stale.wait()
+
+    def bring_again(self) -> None:
+        """The process may not have been told all that its rows want."""
+        self._is_stale.set()
 
     async def _start(self) -> None:
         if self._listener is None:
@@ -181,7 +198,7 @@ class Supervisor:
         self._tasks = tasks
         self._keepers: dict[str, Keeper] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self.started: Started = _nothing  # called for a volume each time its process has been started or adopted
+        self.started: Started = _nothing  # called, until it succeeds, for each process started or adopted
         self.is_closing = False  # nothing is started any more
 
     def get(self, volume: str) -> Keeper | None:
@@ -255,6 +272,12 @@ class Supervisor:
         await asyncio.wait([task], timeout=KILL_LIMIT_S)
         await keeper.stop(drain=drain)
         del self._keepers[volume], self._running[volume]
+
+    def bring_again(self, volume: str) -> None:
+        """A command to the volume's process failed: what it is may not be what its rows want."""
+        keeper = self._keepers.get(volume)
+        if keeper is not None:
+            keeper.bring_again()
 
     def abandon(self, volume: str) -> None:
         """Leave a volume's process to the next pathctld."""

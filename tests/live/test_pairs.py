@@ -353,6 +353,26 @@ def test_half_a_pair_is_freed_while_the_other_host_is_gone(hosts):
     wait_synchronized(alpha)
 
 
+@pytest.mark.parametrize("verb", ["pair.suspend", "pair.resume"])
+def test_a_command_that_the_data_plane_did_not_answer_is_carried_out_when_it_answers_again(hosts, verb):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    wait_synchronized(alpha)
+    if verb == "pair.resume":
+        alpha.call("pair.suspend", pair="va")
+    pid = alpha.volume("va")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(PathctlError, match="did not answer"):
+            alpha.call(verb, pair="va")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    expected = "Suspended" if verb == "pair.suspend" else "Synchronized"
+    wait_until(lambda: pair_state(alpha) == [expected], f"{expected} after all")
+    assert alpha.volume("va")["pid"] == pid
+
+
 def test_a_new_pathctld_adopts_what_the_killed_one_started(hosts):
     alpha, beta = hosts
     make_volumes(alpha, beta)
