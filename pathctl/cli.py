@@ -19,7 +19,6 @@ from pathctl import client, errors, show, units
 
 POLL_S = 0.2
 WATCH_S = 0.5
-DONE_STATE = "Synchronized"
 STATES = ("Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting")
 
 Answer = dict[str, Any]
@@ -312,7 +311,9 @@ def pair_set(name: str, copy_rate: str, as_json: bool) -> None:
 
 @pair.command("wait")
 @click.argument("name", metavar="PAIR")
-@click.option("--for", "state", type=click.Choice(STATES, case_sensitive=False), default=DONE_STATE, show_default=True)
+@click.option(
+    "--for", "state", type=click.Choice(STATES, case_sensitive=False), default=show.DONE_STATE, show_default=True
+)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds.")
 @json_option
 def pair_wait(name: str, state: str, timeout_s: float, as_json: bool) -> None:
@@ -338,7 +339,7 @@ def _not_yet(found: Answer, state: str, timeout_s: float) -> errors.PathctlError
     return errors.PathctlError(
         errors.ErrorCode.TIMEOUT,
         f"pair {show.short(found['pair'])} is {found['state']}{reason} and not {state} after {timeout_s:g} s, with"
-        f" {show.left(found)} tracks left: wait longer or look with `pathctl pair show`",
+        f" {show.number(show.left(found))} tracks left: wait longer or look with `pathctl pair show`",
     )
 
 
@@ -363,7 +364,7 @@ def samples(name: str) -> Iterator[Answer]:
     while True:
         answer = call("pair.show", pair=name)
         yield answer
-        if answer["pair"]["state"] == DONE_STATE:
+        if answer["pair"]["state"] == show.DONE_STATE:
             return
         time.sleep(WATCH_S)
 
@@ -372,7 +373,11 @@ def with_rate(pairs: Iterable[Answer]) -> Iterator[tuple[Answer, int | None]]:
     """Each sample with the background copy's bytes per second since the one before; None where that is unknown."""
     before: tuple[float, int] | None = None
     for found in pairs:
-        now = (time.monotonic(), found["copied_bytes"] or 0)
+        if found["copied_bytes"] is None:
+            before = None
+            yield found, None
+            continue
+        now = (time.monotonic(), found["copied_bytes"])
         # Counters begin anew with the volume's process: a smaller one says nothing.
         known = before is not None and now[0] > before[0] and now[1] >= before[1]
         yield found, int((now[1] - before[1]) / (now[0] - before[0])) if before is not None and known else None

@@ -326,17 +326,17 @@ async def _shown_alone(node: Node, half: Half, error: PathctlError) -> dict[str,
         reason = f"the source's pathctld was not heard ({error.message})"
         if found.status is not None and found.status.session is not None:
             reason += "; its data connection is up"
-    return _as_json(node, half, facts, found.status, reason)
+    return _as_json(node, half, facts, None, reason)
 
 
 def _as_json(
     node: Node, half: Half, facts: pairstate.Facts, status: controlclient.Status | None, reason: str | None
 ) -> dict[str, Any]:
+    """P of the API; `status` is the source's, and without it what only that knows is null."""
     volume = node.db.volume(half.volume)
     ours = {"host": node.host().name, "volume": half.volume}
     theirs = {"host": half.peer, "volume": half.peer_volume}
-    told = status or controlclient.Status()
-    counters = told.counters
+    counters = status.counters if status else {}
     return {
         "pair": half.pair,
         "state": pairstate.state(facts).value,
@@ -346,20 +346,20 @@ def _as_json(
         "source": ours if half.side == "source" else theirs,
         "destination": theirs if half.side == "source" else ours,
         "invalidated": half.row.invalidated if half.row else _invalidated(half),
-        "ready": told.ready,
-        "committed": told.committed,
+        "ready": status.ready if status else None,
+        "committed": status.committed if status else None,
         "size": volume.size if volume else 0,
         "track_size": volume.track_size if volume else 0,
         "tracks": -(-volume.size // volume.track_size) if volume else 0,
-        "invalid": told.invalid,
-        "owed": told.owed,
-        "waiting": told.waiting,
-        "copy_rate_bytes_s": half.row.copy_rate_bytes_s if half.row else None,
-        "copied_bytes": counters.get("copied_bytes", 0),
-        "fetched_tracks": counters.get("fetched_tracks", 0),
-        "copied_tracks": counters.get("copied_tracks", 0),
+        "invalid": status.invalid if status else None,
+        "owed": status.owed if status else None,
+        "waiting": status.waiting if status else None,
+        "copy_rate_bytes_s": half.row.copy_rate_bytes_s if half.row and status else None,
+        "copied_bytes": counters.get("copied_bytes", 0) if status else None,
+        "fetched_tracks": counters.get("fetched_tracks", 0) if status else None,
+        "copied_tracks": counters.get("copied_tracks", 0) if status else None,
         "counters": counters,
-        "session": told.session,
+        "session": status.session if status else None,
     }
 
 

@@ -9,7 +9,7 @@ from pathctl import show, units
 
 
 def follow(samples: Iterable[tuple[dict[str, Any], int | None]]) -> None:
-    """Draw each sample until they end.  The bar is full only when no track is left."""
+    """Draw each sample until they end.  The bar is full only when the pair is Synchronized."""
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -20,12 +20,13 @@ def follow(samples: Iterable[tuple[dict[str, Any], int | None]]) -> None:
         task = bar.add_task("", total=None, done="", left="", rate="")
         for sample, rate_bytes_s in samples:
             left = show.left(sample)
+            if left is not None:  # else the bar stays where it was
+                is_over = sample["state"] == show.DONE_STATE
+                bar.update(task, total=sample["tracks"], completed=sample["tracks"] - max(left, 0 if is_over else 1))
             bar.update(
                 task,
                 description=f"{show.short(sample['pair'])} {sample['state']}",
-                total=sample["tracks"],
-                completed=sample["tracks"] - left,
                 done=show.done(sample),
-                left=units.format_size(left * (sample["size"] // sample["tracks"])),
+                left="-" if left is None else units.format_size(left * sample["track_size"]),
                 rate="" if rate_bytes_s is None else f"{units.format_size(rate_bytes_s)}/s",
             )

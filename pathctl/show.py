@@ -12,6 +12,7 @@ from pathctl import units
 
 Row = Sequence[str]
 
+DONE_STATE = "Synchronized"
 _COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
 _DIRECTIONS = {"to_source": "destination to source", "to_destination": "source to destination"}
 
@@ -117,7 +118,7 @@ def _pair_row(pair: dict[str, Any]) -> Row:
         number(pair["invalid"]),
         number(pair["owed"]),
         done(pair),
-        units.format_rate(pair["copy_rate_bytes_s"]),
+        rate_limit(pair),
     )
 
 
@@ -131,7 +132,7 @@ def pair(found: dict[str, Any]) -> None:
             ("source", end(found["source"])),
             ("destination", end(found["destination"])),
             ("this side", found["side"]),
-            ("path", ("ready" if found["ready"] else "not ready") + ("" if found["committed"] else ", not committed")),
+            ("path", path(found)),
             ("invalidated", found["invalidated"]),
             ("size", f"{units.format_size(found['size'])}, {found['tracks']} tracks"),
             ("invalid", number(found["invalid"])),
@@ -140,7 +141,7 @@ def pair(found: dict[str, Any]) -> None:
             ("copied", f"{number(found['copied_tracks'])} tracks in the background"),
             ("fetched", f"{number(found['fetched_tracks'])} tracks on demand"),
             ("waiting", f"{number(found['waiting'])} requests"),
-            ("rate limit", units.format_rate(found["copy_rate_bytes_s"])),
+            ("rate limit", rate_limit(found)),
         ]
     )
 
@@ -150,7 +151,7 @@ def pair_line(found: dict[str, Any], rate_bytes_s: int | None = None) -> str:
     words = [short(found["pair"]), found["state"]]
     if found["direction"]:
         words.append(_DIRECTIONS.get(found["direction"], found["direction"]))
-    words += [done(found), f"{left(found)} of {found['tracks']} tracks left"]
+    words += [done(found), f"{number(left(found))} of {found['tracks']} tracks left"]
     if rate_bytes_s is not None:
         words.append(f"{units.format_size(rate_bytes_s)}/s")
     if found["reason"]:
@@ -158,15 +159,31 @@ def pair_line(found: dict[str, Any], rate_bytes_s: int | None = None) -> str:
     return "  ".join(words)
 
 
-def left(found: dict[str, Any]) -> int:
-    """Tracks that have still to be copied, either way."""
-    return (found["invalid"] or 0) + (found["owed"] or 0)
+def left(found: dict[str, Any]) -> int | None:
+    """Tracks that have still to be copied, either way; None when the source's data plane was not heard."""
+    if found["invalid"] is None or found["owed"] is None:
+        return None
+    return int(found["invalid"] + found["owed"])
 
 
 def done(found: dict[str, Any]) -> str:
-    if found["invalid"] is None or found["owed"] is None:
+    """100 % is said of a Synchronized pair only: without a track left, the destination may not have confirmed it."""
+    tracks = left(found)
+    if tracks is None:
         return "-"
-    return units.format_done(left(found), found["tracks"])
+    said = units.format_done(tracks, found["tracks"])
+    return "99.9%" if said == "100%" and found["state"] != DONE_STATE else said
+
+
+def path(found: dict[str, Any]) -> str:
+    if found["ready"] is None:
+        return "-"
+    return ("ready" if found["ready"] else "not ready") + ("" if found["committed"] else ", not committed")
+
+
+def rate_limit(found: dict[str, Any]) -> str:
+    """None of a pair whose source was not heard is not `none`."""
+    return "-" if found["ready"] is None else units.format_rate(found["copy_rate_bytes_s"])
 
 
 def end(side: dict[str, Any]) -> str:

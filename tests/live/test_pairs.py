@@ -347,6 +347,9 @@ def test_half_a_pair_is_freed_while_the_other_host_is_gone(hosts):
     assert alpha.rows() == [{"volume": "va"}]
     beta.start()
     assert pair_state(beta) == ["Partitioned"]
+    (alone,) = beta.call("pair.list")["pairs"]
+    claims = ("ready", "committed", "invalid", "owed", "copy_rate_bytes_s", "copied_bytes", "direction")
+    assert [alone[name] for name in claims] == [None] * len(claims)
     beta.call("pair.delete", pair="vb")
     assert beta.rows() == [{"volume": "vb"}]
     create(alpha)

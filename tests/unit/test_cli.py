@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pathctl import cli, client, errors
+from pathctl import cli, client, errors, show
 
 Json = dict[str, Any]
 
@@ -58,6 +58,9 @@ VOLUME: Json = {
     "incomplete": False,
     "failed": None,
 }
+CLAIMS = ("ready", "committed", "invalid", "owed", "waiting", "copy_rate_bytes_s", "copied_bytes", "fetched_tracks")
+NOTHING = dict.fromkeys((*CLAIMS, "copied_tracks", "session", "direction"))
+UNHEARD: Json = PAIR | NOTHING | {"state": "Partitioned", "reason": "not heard"}
 HOST: Json = {"name": "alpha", "address": "10.0.0.1", "port": 7630, "fingerprint": "f" * 64}
 CONNECTION: Json = {
     "pair": PAIR["pair"],
@@ -223,6 +226,40 @@ def test_a_piped_table_is_aligned_plain_text(api: Api, capsys: pytest.CaptureFix
         "v            64M   64K    -     -     -       0        0        -",
         "longer-name  64M   64K    -     -     -       0        0        broken",
     ]
+
+
+def test_nothing_is_claimed_of_a_pair_whose_source_was_not_heard(
+    api: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "WATCH_S", 0.01)
+    api.answers["pair.list"] = {"pairs": [UNHEARD]}
+    api.answers["pair.show"] = lambda: {"pair": UNHEARD}
+    api.run("pair", "list")
+    assert capsys.readouterr().out.splitlines()[1].split()[-4:] == ["-", "-", "-", "-"]
+    api.run("pair", "show", "v")
+    told = capsys.readouterr().out
+    assert "%" not in told
+    assert "none" not in told
+    assert api.run("pair", "wait", "v", "--timeout", "0.01") == errors.ExitCode.TIMEOUT
+    assert "with - tracks left" in capsys.readouterr().err
+    api.answers["pair.show"] = iter([{"pair": UNHEARD}, {"pair": PAIR | {"state": "Synchronized"}}]).__next__
+    api.run("pair", "watch", "v")
+    assert capsys.readouterr().out.splitlines()[0].split()[1:7] == ["Partitioned", "-", "-", "of", "1024", "tracks"]
+
+
+def test_a_bar_copes_with_a_source_that_is_not_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    from pathctl import progress
+
+    over = PAIR | {"state": "Synchronized", "invalid": 0, "direction": None}
+    progress.follow(cli.with_rate([PAIR, UNHEARD, PAIR | {"invalid": 0}, over]))
+    assert "100%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "invalid", "said"), [("SyncInProg", 0, "99.9%"), ("Suspended", 0, "99.9%"), ("Synchronized", 0, "100%")]
+)
+def test_100_percent_is_said_of_a_synchronized_pair_only(state: str, invalid: int, said: str) -> None:
+    assert show.done(PAIR | {"state": state, "invalid": invalid}) == said
 
 
 def test_an_error_is_one_sentence_with_what_was_done_and_an_exit_code(
