@@ -49,7 +49,7 @@ def state(facts: Facts) -> State:
 
 
 def direction(facts: Facts) -> Direction | None:
-    """Where the background copy goes; None when there is none."""
-    if state(facts) != State.SYNC_IN_PROG:
+    """Where the background copy goes; None when there is none, or nothing left but the destination's word."""
+    if state(facts) != State.SYNC_IN_PROG or facts.invalid == facts.owed == 0:
         return None
     return "to_source" if facts.invalid else "to_destination"

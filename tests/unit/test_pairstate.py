@@ -20,7 +20,7 @@ TABLE = [
     ({"invalid": 1}, State.SYNC_IN_PROG, "to_source"),
     ({"owed": 1}, State.SYNC_IN_PROG, "to_destination"),
     ({"invalid": 1, "owed": 1}, State.SYNC_IN_PROG, "to_source"),
-    ({"complete": False}, State.SYNC_IN_PROG, "to_destination"),
+    ({"complete": False}, State.SYNC_IN_PROG, None),
     ({}, State.SYNCHRONIZED, None),
 ]
 
@@ -37,4 +37,5 @@ def test_synchronized_is_said_only_when_everything_holds():
         facts = Facts(journal, answers, ready, session, refused, invalid, owed, complete)
         holds = journal is None and answers and ready and session and complete and not invalid and not owed
         assert (state(facts) == State.SYNCHRONIZED) == holds, facts
-        assert (direction(facts) is not None) == (state(facts) == State.SYNC_IN_PROG), facts
+        is_copying = state(facts) == State.SYNC_IN_PROG and bool(invalid or owed)
+        assert (direction(facts) is not None) == is_copying, facts
