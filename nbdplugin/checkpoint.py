@@ -17,7 +17,6 @@ from nbdplugin.geometry import Span
 from nbdplugin.tracks import Bits, Change
 
 IDLE_CHECKPOINTS = 8
-UNFLUSHED_MOST = 1 << 16
 
 
 def needs_generation(core: Core) -> bool:
@@ -139,7 +138,7 @@ def flush_peer(core: Core, session: int) -> Flow[bool]:
     """Everything sent in the session so far is durable at the peer; on failure the session ends, the rest is owed."""
     if core.session != session:
         return False
-    sent, core.unflushed = core.unflushed, set()
+    sent, core.unflushed, doubts = core.unflushed, set(), core.doubts
     core.flushing.append(sent)
     try:
         yield actions.PeerFlush(session)
@@ -147,6 +146,8 @@ def flush_peer(core: Core, session: int) -> Flow[bool]:
         yield from core.end_session(session, error)
         return False
     core.flushing = [spans for spans in core.flushing if spans is not sent]
+    if core.session == session and core.doubts == doubts:
+        core.table.header.doubtful = False
     return core.session == session
 
 

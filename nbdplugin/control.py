@@ -9,22 +9,26 @@ Both services below answer `status`, `connect`, `disconnect`, `drain` and `socke
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nbdplugin.engine import start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused
 
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
 _LINE_MOST = 64 << 10
 _CLIENTS_MOST = 32
 _IDLE_S = 600.0
+_ACCEPT_PAUSE_S = 0.1
 
 _CODES: dict[type[PathError], str] = {
     BadRequest: "bad_request",
@@ -56,16 +60,21 @@ class Control:
         self._socket.listen(_CLIENTS_MOST)
 
     def start(self) -> None:
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
+        start_thread("control", self._accept)
 
     def _accept(self) -> None:
         while True:
-            client, _ = self._socket.accept()
+            try:
+                client, _ = self._socket.accept()
+            except OSError as error:  # out of descriptors, say: this must go on as soon as there are some
+                log.warning("the control socket: %s", error)
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
             if not self._places.acquire(blocking=False):
                 client.close()
                 continue
             client.settimeout(_IDLE_S)
-            threading.Thread(target=self._serve, args=(client,), name="control-client", daemon=True).start()
+            start_thread("control-client", functools.partial(self._serve, client))
 
     def _serve(self, client: socket.socket) -> None:
         try:

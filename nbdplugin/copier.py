@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nbdplugin import modes, transfer
 from nbdplugin.core import Core
-from nbdplugin.engine import Engine
+from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import PathError
 from nbdplugin.geometry import Span
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Bucket:
-    """Tokens are bytes; a run may overdraw once, then everybody waits until the debt is paid."""
+    """Tokens are bytes.  A turn reserves a run's worth, which may overdraw; then everybody waits until it is paid."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,24 +43,27 @@ class Bucket:
             self._tokens = min(self._tokens, 0.0) if rate_bytes_s else 0.0
             self._change.notify_all()
 
-    def pay(self, count: int) -> None:
-        """Charges a run that was moved."""
+    def settle(self, reserved: int, moved: int) -> None:
+        """A run has ended: what it did not move is given back."""
         with self._change:
             self._refill()
-            self._tokens -= count
+            self._tokens += reserved - moved
+            self._change.notify_all()
 
-    def wait_turn(self, limit_s: float) -> bool:
-        """Whether a run may start now; waits at most limit_s for it."""
+    def wait_turn(self, limit_s: float, reserve: int) -> bool:
+        """Whether a run of `reserve` bytes may start now, and then it is charged; waits at most limit_s."""
         with self._change:
             self._refill()
             if self.rate_bytes_s == 0:
                 self._change.wait(limit_s)
                 return False
-            if self.rate_bytes_s is None or self._tokens >= 0:
-                return True
-            self._change.wait(min(limit_s, -self._tokens / self.rate_bytes_s))
-            self._refill()
-            return self._tokens >= 0
+            if self.rate_bytes_s and self._tokens < 0:
+                self._change.wait(min(limit_s, -self._tokens / self.rate_bytes_s))
+                self._refill()
+            if self._tokens < 0 or self.rate_bytes_s == 0:
+                return False
+            self._tokens -= reserve
+            return True
 
     def _refill(self) -> None:
         now = self._clock()
@@ -89,7 +92,7 @@ class Copier:
 
     def start(self) -> None:
         for number in range(WORKERS):
-            threading.Thread(target=self._work, name=f"copy-{number}", daemon=True).start()
+            start_thread(f"copy-{number}", self._work)
 
     def poke(self) -> None:
         """The path is ready: there may be work."""
@@ -115,15 +118,21 @@ class Copier:
         """One run, or the closing message; returns how long to rest."""
         if self._core.session is None:
             return _IDLE_S
-        if not self.bucket.wait_turn(_TURN_S):
-            return 0.0
-        with self._engine.lock:
-            found = self._choose()
-            if found is None and self._has_left():
-                return _BUSY_S
-        if found is None:
+        if not self._has_left():
             return self._finish()
-        return self._copy(*found)
+        if not self.bucket.wait_turn(_TURN_S, transfer.RUN_BYTES):
+            return 0.0
+        moved = 0
+        try:
+            with self._engine.lock:
+                found = self._choose()
+            if found is None:
+                return _BUSY_S if self._core.failed is None else _IDLE_S
+            done, moved = self._engine.run(transfer.copy_run(self._core, *found))
+        finally:
+            self.bucket.settle(transfer.RUN_BYTES, moved)
+        self._note_done(found[0], done, moved)
+        return 0.0 if done else _BUSY_S
 
     def _has_left(self) -> bool:
         return bool(self._core.table.invalid.count or self._core.table.owed.count)
@@ -137,9 +146,8 @@ class Copier:
         self._cursor = run.end
         return run, found[1]
 
-    def _copy(self, run: Span, is_pull: bool) -> float:
-        done, moved = self._engine.run(transfer.copy_run(self._core, run, is_pull))
-        self.bucket.pay(moved)
+    def _note_done(self, run: Span, done: int, moved: int) -> None:
+        """The cursor goes back to what is left of the run; the stride grows while there are only holes."""
         with self._engine.lock:
             if done < run.count:
                 self._cursor = min(self._cursor, run.first + done)
@@ -148,7 +156,6 @@ class Copier:
                 self._stride = min(self._stride * _STRIDE_GROWTH, self._most)
             else:
                 self._stride = self._least
-        return 0.0 if done else _BUSY_S
 
     def _finish(self) -> float:
         with self._engine.lock:

@@ -19,6 +19,7 @@ from nbdplugin.gate import Gate, Ticket
 from nbdplugin.geometry import Span
 from nbdplugin.tracks import ACTIVE_MOST, Change, Table
 
+UNFLUSHED_MOST = 1 << 16
 QUEUES = ("admission", "idle", "path", "activation", "table", "checkpoint", "settle", "leave", "distrust")
 
 
@@ -63,7 +64,7 @@ class Core:
     `turn` changes whenever what a checkpoint noted may have lost its meaning: a session begins or ends, tracks
     become invalid, a command changes the table.  `distrusts` counts failed syncs: what was written to the store
     while it changed may be lost.  `unflushed` spans were sent in this session and no flush of the peer has begun
-    since, `flushing` ones wait for theirs; `stranded` ones were left so by a session that ended, invalid here.
+    since, `flushing` ones wait for theirs.  `doubts` counts what made header.doubtful true.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Core:
         self.is_complete = False
         self.link_error: str | None = None
         self.was_refused = False
+        self.ending: int | None = None
         self.failed: str | None = None
         self.is_read_only = False
         self.is_quiesced = False
@@ -96,7 +98,7 @@ class Core:
         self.to_settle: list[Span] = []
         self.unflushed: set[tuple[int, int]] = set()
         self.flushing: list[set[tuple[int, int]]] = []
-        self.stranded: set[tuple[int, int]] = set()
+        self.doubts = 0
         self.is_loss_untold = False
         self.own_generation: str | None = None
         self.woken: list[Waiter] = []
@@ -184,21 +186,25 @@ class Core:
 
     def end_session(self, session: int, reason: Exception | str) -> Flow[None]:
         """No request of the session is acknowledged from here on; what the peer may lack is owed."""
+        if self.session == session != self.ending:  # the first reason is the cause, what follows its consequence
+            self.ending, self.link_error, self.was_refused = session, str(reason), isinstance(reason, PeerRefused)
         yield actions.EndSession(session)
         if self.session != session:
             return
         self.session = None
         self.turn += 1
         self.is_complete = False
-        self.link_error = str(reason)
-        self.was_refused = isinstance(reason, PeerRefused)
         for spans in (self.unflushed, *self.flushing):
             for first, count in spans:
                 self.table.mark_owed(Span(first, count))
-                if self.table.invalid.is_any(first, count):
-                    self.stranded.add((first, count))
         self.unflushed = set()
         self.flushing = []
+
+    def note_sent(self, span: Span) -> None:
+        """The peer has these tracks in this session, but perhaps not durably.  Bounded: then it stands for all."""
+        if len(self.unflushed) >= UNFLUSHED_MOST:
+            self.unflushed = {(0, self.table.geometry.tracks)}
+        self.unflushed.add((span.first, span.count))
 
     # --- gate ---
 
@@ -267,11 +273,11 @@ class Core:
             raise StoreFailed("a sync", errno.EIO)
 
     def check_peer_durable(self) -> None:
-        """Raises PathNotReady while data that only the peer has may not be durable there; once if it may be lost."""
+        """Raises PathNotReady while data that only the peer has may not be durable there, and once if it may be lost."""
         if self.is_loss_untold:
             self.is_loss_untold = False
             raise PathNotReady("a sync failed or the peer restarted, and what was not flushed before may be lost")
-        if self.stranded:
+        if self.table.header.doubtful:
             raise PathNotReady("some of the data is only at the peer and was not flushed there when the path was lost")
 
     def _distrust_store(self, error: StoreFailed) -> Flow[None]:
@@ -307,10 +313,15 @@ class Core:
             track = end
 
     def write_marks(self, spans: Iterable[Span]) -> Flow[None]:
-        """Every mark set in memory on these tracks (none named: on all) becomes durable."""
+        """Every mark set in memory on these tracks (none named: on all) becomes durable.
+
+        They are invalid because of a failure here: from now on only the peer has what they hold.
+        """
+        self.table.header.doubtful = True
+        self.doubts += 1
 
         def build() -> Change | None:  # when its turn has come: the change before it may have altered what differs
             pages = self.table.get_pages(spans) or self.table.get_differing()
-            return self.table.build_change(pages, {}, header=False) if pages else None
+            return self.table.build_change(pages, {}, header=True) if pages else None
 
         yield from self.write_table(build)

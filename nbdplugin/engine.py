@@ -5,6 +5,8 @@ The lock is held while a flow runs and never while an action is performed.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +16,22 @@ from nbdplugin.actions import Flow, Patience, Wait, Waiter
 
 T = TypeVar("T")
 _SHORT_LIMIT_S = 600.0
+
+
+log = logging.getLogger(__name__)
+
+
+def start_thread(name: str, work: Callable[[], None]) -> None:
+    """A thread whose unexpected error ends the process: pathctld starts it anew, which half a process would not be."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception:
+            log.exception("thread %s failed; the process ends", name)
+            os._exit(70)
+
+    threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
 class Wakes(Protocol):
@@ -58,9 +76,9 @@ class Engine:
                 waiter.event.set()
 
     def _perform(self, action: Any, start: float) -> tuple[Any, BaseException | None]:
-        if type(action) is Wait:
-            return self._wait(action, start), None
         try:
+            if type(action) is Wait:
+                return self._wait(action, start), None
             return self._hands[type(action)](action), None
         except BaseException as error:  # noqa: BLE001 - the flow must see every error, to leave gate and admission
             return None, error

@@ -15,7 +15,7 @@ from typing import Any
 from nbdplugin import actions, modes, peer, store
 from nbdplugin.actions import Outcome
 from nbdplugin.core import Core
-from nbdplugin.engine import Engine
+from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused, StoreFailed
 from nbdplugin.lineage import Greeting, Verdict
 from nbdplugin.params import Params
@@ -24,6 +24,7 @@ from nbdplugin.store import Store
 
 URGENT = 8
 COPY = 4
+SESSION_JUMP_MOST = 1 << 32  # the peer's number is not trusted further than this
 _ALIVE_S = 1.0
 _RETRY_S = (0.05, 0.1, 0.25, 0.5, 1.0)
 _REFUSED_RETRY_S = 5.0
@@ -63,7 +64,7 @@ class Link:
     def start(self, engine: Engine, on_up: Callable[[], None]) -> None:
         """`on_up` is called whenever the path has become ready."""
         self._engine, self._on_up = engine, on_up
-        threading.Thread(target=self._run, name="link", daemon=True).start()
+        start_thread("link", self._run)
 
     def set_address(self, pair: str, address: Address) -> None:
         """Where to find the peer of this pair; begins at once if the path is to be ready."""
@@ -182,7 +183,9 @@ class Link:
             return greeting, meta, answer
         meta.shut()
         if verdict == Verdict.OLD_SESSION.value and isinstance(answer.get("session"), int):
-            self._core.table.header.session = max(self._core.table.header.session, answer["session"])
+            header = self._core.table.header
+            with self._engine.lock:
+                header.session = max(header.session, min(answer["session"], header.session + SESSION_JUMP_MOST))
             raise PeerLost("the peer has seen a newer session; the next attempt takes a higher number")
         if verdict == "busy":
             raise PeerLost(str(answer.get("message")))
@@ -206,32 +209,35 @@ class Link:
     def _keep(self, session: Session) -> None:
         """Returns when the session is over, whoever ended it."""
         assert self._engine is not None
-        reason: Exception | str = "the peer stopped answering"
+        reason: Exception | None = None
         while not session.is_over.wait(_ALIVE_S):
             try:
                 self._tell(actions.PeerTell(session.number, {"op": "alive"}))
             except PathError as error:
                 reason = error
                 break
-        self._engine.run(modes.lose_session(self._core, session.number, str(reason)))
+        cause = reason if isinstance(reason, PeerRefused) else session.reason or reason or "the connection was lost"
+        self._engine.run(modes.lose_session(self._core, session.number, cause))
 
     # --- hands ---
 
     def _get(self, number: int) -> Session:
         session = self._session
-        if session is None or session.number != number or session.is_over.is_set():
+        if session is None or session.number != number:
             raise PeerLost("the session is over")
+        if session.is_over.is_set():
+            raise PeerLost(session.reason or "the session is over")
         return session
 
     def _read(self, action: actions.PeerRead) -> bytearray | None:
         session = self._get(action.session)
-        with (session.urgent if action.urgent else session.copy).take(self._params.link_timeout_s) as connection:
+        with (session.urgent if action.urgent else session.copy).take() as connection:
             data = connection.read(action.offset, action.length)
         return None if store.is_zero(data) else data
 
     def _write(self, action: actions.PeerWrite) -> None:
         data = action.data
-        with self._get(action.session).copy.take(self._params.link_timeout_s) as connection:
+        with self._get(action.session).copy.take() as connection:
             self._send(connection, action.offset, action.length, None if data and store.is_zero(data) else data)
 
     def _send(self, connection: Connection, offset: int, length: int, data: actions.Data) -> None:
@@ -248,18 +254,18 @@ class Link:
         except StoreFailed as error:
             local = error
         try:
-            with self._get(action.session).urgent.take(self._params.link_timeout_s) as connection:
+            with self._get(action.session).urgent.take() as connection:
                 self._send(connection, action.offset, action.length, action.data)
         except (PeerLost, PeerRefused) as error:
             remote = error
         return Outcome(local, remote)
 
     def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:
-        with self._get(action.session).copy.take(self._params.link_timeout_s) as connection:
+        with self._get(action.session).copy.take() as connection:
             return connection.find_extent(action.offset, action.length)
 
     def _flush(self, action: actions.PeerFlush) -> None:
-        with self._get(action.session).urgent.take(self._params.flush_timeout_s) as connection:
+        with self._get(action.session).urgent.take() as connection:
             connection.flush(self._params.flush_timeout_s)
 
     def _tell(self, action: actions.PeerTell) -> None:

@@ -28,6 +28,7 @@ def _quiesced(core: Core, change: Callable[[], Flow[None]]) -> Flow[None]:
 
 def connect(core: Core, operation: str, pair: str, peer: str, invalidate: str) -> Flow[None]:
     """The source's half of a pair: recorded, not ready, not committed."""
+    core.check_writable()
     header = core.table.header
     if header.pair == pair:
         return
@@ -51,6 +52,7 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
 
     `peer_line`: the destination's generation and its ancestors, from the greeting.
     """
+    core.check_writable()  # before the answer to a repetition: memory may say what the disk does not
     header = core.table.header
     _check_pair(core, pair)
     if header.committed:
@@ -68,6 +70,7 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
             yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
         header.committed = header.ready = True
         if is_source:
+            header.incomplete = False  # the invalid bits say it now, track by track
             header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
             header.peer_generation = header.generation
         else:
@@ -102,6 +105,7 @@ def _end_ready(core: Core) -> Flow[None]:
 
 def resume(core: Core, pair: str) -> Flow[None]:
     """Path ready by command; the link thread greets the peer."""
+    core.check_writable()
     _check_committed(core, pair)
     header = core.table.header
     if header.ready:
@@ -133,8 +137,8 @@ def disconnect(core: Core, pair: str) -> Flow[None]:
         header.committed = header.ready = False
         header.peer_generation = header.epoch = None
         header.session = header.accepted = 0
+        header.doubtful = False
         core.extents.clear()
-        core.stranded.clear()
         core.is_loss_untold, core.own_generation = False, None
         core.link_error = None
         yield from core.write_table(lambda: core.table.build_fill(invalid=None, owed=False))
@@ -151,11 +155,9 @@ def drain(core: Core) -> Flow[None]:
 
 def _check_whole(core: Core) -> None:
     count = core.table.invalid.count
-    if count:
-        raise Refused(
-            f"{count} tracks of the source are invalid, so it cannot be the copy to push from; "
-            "choose --invalidate source or a complete source"
-        )
+    if count or core.table.header.incomplete:
+        what = f"{count} tracks of the source are invalid" if count else "the source is incomplete"
+        raise Refused(f"{what}, so it cannot be the copy to push from; choose --invalidate source or a complete source")
 
 
 def _check_pair(core: Core, pair: str) -> None:
@@ -209,8 +211,8 @@ def note_accepted(core: Core, greeting: Greeting, epoch: str) -> Flow[bool]:
             for extent in core.table.active_on_disk:
                 core.table.mark_owed(core.table.geometry.get_extent_span(extent))
             core.table.restore_owed()
-            core.is_loss_untold |= bool(core.stranded)
-            core.stranded.clear()
+            core.is_loss_untold |= header.doubtful
+        header.doubtful = False  # what a peer has when it accepts a session is durable
         header.epoch, header.accepted = epoch, greeting.session
         yield from core.write_header()
 
@@ -230,9 +232,7 @@ def session_up(core: Core, session: int, is_told: bool) -> Flow[bool]:
             raise PeerLost("the path was suspended or deleted while the peer was greeted")
         if core.table.owed.count and not is_told:
             return
-        core.session = session
-        core.unflushed |= core.stranded
-        core.stranded.clear()
+        core.session, core.ending = session, None
         core.is_complete = False
         core.link_error = None
         core.counts.sessions += 1
@@ -270,7 +270,7 @@ def finish(core: Core) -> Flow[bool]:
         core.depart(request)
 
 
-def lose_session(core: Core, session: int, reason: str) -> Flow[None]:
+def lose_session(core: Core, session: int, reason: Exception | str) -> Flow[None]:
     """The link says so: a keep-alive failed."""
     with contextlib.suppress(PeerLost):
         yield from core.end_session(session, reason)

@@ -26,7 +26,7 @@ class Params:
     flush_timeout_s: float = 30.0
     command_timeout_s: float = 30.0
     checkpoint_s: float = 1.0
-    max_waiters: int = 128
+    max_waiters: int = 256  # at least what the device may have in flight, below nbdkit's -t: see pathctl/nbdkitcmd
 
 
 _KINDS = {

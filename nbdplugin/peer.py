@@ -159,11 +159,10 @@ class Pool:
         self._is_shut = False
 
     @contextmanager
-    def take(self, timeout_s: float) -> Iterator[Connection]:
-        """Raises PeerLost when none is free in time or the session is over."""
+    def take(self) -> Iterator[Connection]:
+        """Waits until one is free, which the limit of each call bounds; raises PeerLost when the session is over."""
         with self._change:
-            if not self._change.wait_for(lambda: self._free or self._is_shut, timeout_s):
-                raise PeerLost("every connection to the peer is busy")
+            self._change.wait_for(lambda: self._free or self._is_shut)
             if self._is_shut:
                 raise PeerLost("the session is over")
             connection = self._free.pop()
@@ -190,11 +189,13 @@ class Session:
         self.urgent = Pool(list(urgent))
         self.copy = Pool(list(copy))
         self.is_over = threading.Event()
+        self.reason: str | None = None
         self._all = [meta, *urgent, *copy]
         threading.Thread(target=self._watch, name=f"watch-{number}", daemon=True).start()
 
-    def end(self) -> None:
-        """Shuts every connection; returns once no call can succeed any more."""
+    def end(self, reason: str | None = None) -> None:
+        """Shuts every connection; returns once no call can succeed any more.  The first reason stays."""
+        self.reason = self.reason or reason
         self.is_over.set()
         self.urgent.shut()
         self.copy.shut()
@@ -205,7 +206,7 @@ class Session:
         while not self.is_over.wait(_WATCH_S):
             now = time.monotonic()
             if any(deadline < now for c in self._all if (deadline := c.deadline) is not None):
-                self.end()
+                self.end("the peer left a request unanswered for too long")
 
 
 def ask(meta: Connection, message: dict[str, Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _carry_out(core: Core, item: HostWrite, span: Span) -> Flow[Outcome]:
         elif core.session != session:
             return Outcome(outcome.local, PeerLost("the session ended meanwhile"))
         else:
-            core.unflushed.add((span.first, span.count))
+            core.note_sent(span)
             core.counts.mirrored_bytes += item.length
         return outcome
     if core.path is not Path.ALONE:

@@ -21,7 +21,7 @@ from nbdplugin.actions import Patience
 from nbdplugin.control import Control, get_side, get_text
 from nbdplugin.copier import Copier
 from nbdplugin.core import Core, Request
-from nbdplugin.engine import Engine
+from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerRefused, SessionOver
 from nbdplugin.link import Link
 from nbdplugin.metafile import MetaFile
@@ -111,7 +111,7 @@ class HostService:
     def start(self) -> None:
         self.link.start(self.engine, self.copier.poke)
         self.copier.start()
-        threading.Thread(target=self._keep_checkpoints, name="checkpoint", daemon=True).start()
+        start_thread("checkpoint", self._keep_checkpoints)
         self._control.start()
 
     def open_export(self, name: str) -> HostExport:
@@ -264,7 +264,7 @@ class MetaExport:
 
     def __init__(self, owner: PeerService) -> None:
         self._owner = owner
-        self._session = 0
+        self._session = -1
         self._reply = b""
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
@@ -351,12 +351,11 @@ class PeerService:
         with self.engine.lock:
             facts = status.describe(target.table)
             session = target.table.header.session if target.is_open else None
-        fetched = target.fetched_bytes // target.table.header.track_size
         counters = {
             "read_bytes": target.read_bytes,
             "write_bytes": target.written_bytes,
             "fetched_bytes": target.fetched_bytes,
-            "fetched_tracks": fetched,
+            "fetched_tracks": target.fetched_tracks,
         }
         return facts | {
             "volume": self.params.volume,

@@ -33,6 +33,7 @@ class Target:
         self.read_bytes = 0
         self.written_bytes = 0
         self.fetched_bytes = 0
+        self.fetched_tracks = 0
 
     # --- waiting ---
 
@@ -128,7 +129,9 @@ class Target:
         try:
             data = yield actions.StoreRead(offset, length)
             self.read_bytes += length
-            self.fetched_bytes += length if is_for_host else 0
+            if is_for_host:
+                self.fetched_bytes += length
+                self.fetched_tracks += self.table.geometry.get_span(offset, length).count
             return data
         finally:
             self.leave(session)
@@ -192,12 +195,13 @@ class Target:
 
     def _complete(self, message: dict[str, Any]) -> Flow[None]:
         generation, ancestors = message.get("generation"), message.get("ancestors")
-        if not isinstance(generation, str) or not isinstance(ancestors, list) or len(ancestors) > ANCESTORS:
+        line = [generation, *ancestors] if isinstance(ancestors, list) else []
+        if not 0 < len(line) <= ANCESTORS + 1 or not all(isinstance(item, str) and len(item) <= 64 for item in line):
             raise PeerRefused("a complete message without a lineage")
         yield from self._sync()
         header = self.table.header
         was_pushed, header.incomplete = header.incomplete, False
-        header.generation, header.ancestors = generation, [str(item) for item in ancestors]
+        header.generation, header.ancestors = line[0], line[1:]
         # Whoever pushed everything has overwritten what an earlier pair left invalid here.
         yield from self._write(lambda: self.table.build_fill(invalid=False if was_pushed else None, owed=False))
 
@@ -205,6 +209,7 @@ class Target:
 
     def connect(self, operation: str, pair: str, peer: str, invalidate: str) -> Flow[None]:
         """The destination's half of a pair."""
+        self._check_writable()
         header = self.table.header
         if header.pair == pair:
             return
@@ -223,9 +228,10 @@ class Target:
         if header.pair != pair:
             return
         self.is_open = False
-        while any(self.running.values()):
+        while any(self.running.values()) or self.is_greeting:
             if not (yield from self._wait()):
                 raise PathError("requests of the source are still running; try again")
+            self.is_open = False  # a greeting that was under way may have opened a session
         header.side = header.pair = header.peer = header.operation = header.invalidate = None
         header.session = header.accepted = 0
         yield from self._write_header()
@@ -235,12 +241,15 @@ class Target:
         self.is_open = False
         yield actions.StoreSync()
 
+    def _check_writable(self) -> None:
+        if self.failed is not None:
+            raise VolumeFailed(self.failed)
+
     def _write(self, build: Callable[[], Change]) -> Flow[None]:
         """One durable change at a time, built when its turn comes."""
         while self.is_table_busy:
             yield from self._wait(Patience.SHORT)
-        if self.failed is not None:
-            raise VolumeFailed(self.failed)
+        self._check_writable()
         self.is_table_busy = True
         try:
             change = build()

@@ -39,7 +39,8 @@ class Header:
 
     `session` is the last number used (source) or accepted (destination), `accepted` the last one the peer
     accepted.  `epoch` is our own (destination) or the peer's last seen (source).  `peer_generation` is the last
-    generation the peer may have.  `active` are the extents that may have unrecorded differences.
+    generation the peer may have.  `active` are the extents that may have unrecorded differences.  `doubtful`: the
+    peer alone has the data of some invalid tracks, and it may not be durable there.
     """
 
     volume: str
@@ -56,6 +57,7 @@ class Header:
     committed: bool = False
     ready: bool = False
     peer_generation: str | None = None
+    doubtful: bool = False
     session: int = 0
     accepted: int = 0
     epoch: str | None = None

@@ -15,7 +15,7 @@ from nbdplugin.gate import Ticket
 from nbdplugin.geometry import Span
 
 RUN_BYTES = 1 << 20
-HOLE_BYTES = 256 << 20
+HOLE_BYTES = 64 << 20  # a range that a host request may have to wait for
 
 
 def fetch(core: Core, span: Span) -> Flow[None]:
@@ -76,6 +76,8 @@ def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
     pull = core.table.invalid.find_run(cursor, most)
     if pull is not None:
         return Span(*pull), True
+    if core.failed is not None:  # after a failed sync the store may not hold what was written: rule 7
+        return None
     push = core.table.owed.find_run(cursor, most)
     return None if push is None else (Span(*push), False)
 
@@ -143,17 +145,20 @@ def _pull(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int,
 def _push(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
     offset, length = core.table.geometry.get_range(run)
     extents = core.table.geometry.get_extents(run)
+    distrusts = core.distrusts
     if is_hole:  # asked before the gate; a host write may have passed since
         piece, is_zero = yield actions.StoreExtent(offset, length)
         if not is_zero or piece < length:
             return 0, 0
     data = None if is_hole else (yield actions.StoreRead(offset, length))
+    if core.distrusts != distrusts:
+        return 0, 0
     checkpoint.touch_extents(core, extents)
     yield actions.PeerWrite(session, offset, length, data)
     if core.session != session:
         return 0, 0
     checkpoint.touch_extents(core, extents)
-    core.unflushed.add((run.first, run.count))
+    core.note_sent(run)
     core.table.clear_owed(run)
     _count_copied(core, run, length, data is None)
     return run.count, 0 if data is None else length

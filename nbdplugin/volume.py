@@ -30,20 +30,21 @@ class Volume:
         span = core.table.geometry.get_span(offset, len(buf))
         with lock:
             is_plain = not core.is_quiesced and not core.table.invalid.is_any(span.first, span.count)
-            if is_plain:
-                core.in_flight += 1
+            distrusts = core.distrusts
+            core.in_flight += is_plain
+        if is_plain:
+            try:
+                self._store.read_into(buf, offset)
+            finally:
+                with lock:
+                    is_plain = core.distrusts == distrusts  # else a failed sync may have dropped what was written
+                    core.counts.read_bytes += len(buf) if is_plain else 0
+                    core.in_flight -= 1
+                    if core.in_flight == 0 and core.is_quiesced:
+                        core.wake_all("idle")
+                        self._engine.release_woken()
         if not is_plain:
             buf[:] = self._engine.run(requests.read(core, offset, len(buf)))
-            return
-        try:
-            self._store.read_into(buf, offset)
-        finally:
-            with lock:
-                core.counts.read_bytes += len(buf)
-                core.in_flight -= 1
-                if core.in_flight == 0 and core.is_quiesced:
-                    core.wake_all("idle")
-                    self._engine.release_woken()
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
         self._engine.run(requests.write(self._core, HostWrite(Kind.WRITE, offset, len(buf), buf, is_fua)))
@@ -66,10 +67,10 @@ class Volume:
     def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """(offset, length, is_hole) pieces that fill the range; where tracks are invalid it is data."""
         span = self._core.table.geometry.get_span(offset, length)
-        with self._engine.lock:
-            if self._core.table.invalid.is_any(span.first, span.count):
-                return [(offset, length, False)]
-        return list_extents(self._store, offset, length)
+        found = list_extents(self._store, offset, length)
+        with self._engine.lock:  # last: what became invalid meanwhile is data too
+            is_valid = not self._core.table.invalid.is_any(span.first, span.count)
+        return found if is_valid else [(offset, length, False)]
 
 
 def list_extents(backing: Store, offset: int, length: int, most: int = 1024) -> list[tuple[int, int, bool]]:

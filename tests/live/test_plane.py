@@ -14,7 +14,7 @@ import nbd
 import psutil
 import pytest
 from live.conftest import MIB, MakePair
-from live.planes import ControlError, Plane
+from live.planes import ControlError, Pair, Plane
 from waiting import wait_until
 
 TRACK = 65536
@@ -220,6 +220,40 @@ def test_the_copy_rate_can_be_changed_while_the_copy_runs(make_pair: MakePair) -
     assert pair.source.get_status()["invalid"] == paused
     pair.source.ask("set", copy_rate_bytes_s=None)
     pair.wait_synchronized()
+
+
+def test_a_paused_copy_with_nothing_left_is_synchronized_all_the_same(make_pair: MakePair) -> None:
+    pair = make_pair(source_data=os.urandom(MIB))
+    pair.create("destination")
+    pair.wait_synchronized()
+    pair.source.ask("set", copy_rate_bytes_s=0)
+    pair.source.ask("suspend", operation="s", pair=pair.uuid)
+    pair.source.ask("resume", operation="r", pair=pair.uuid)
+    pair.wait_synchronized()
+
+
+def test_an_incomplete_volume_cannot_be_pushed_from_and_is_whole_again_once_it_has_pulled(
+    make_pair: MakePair, make_plane: Callable[..., Plane]
+) -> None:
+    data = os.urandom(16 * MIB)
+    first = make_pair(source_data=data)
+    first.create("destination", rate=0)
+    first.wait_up()
+    for plane in (first.source, first.destination):
+        plane.ask("disconnect", operation="d", pair=first.uuid)
+        plane.kill()
+    incomplete = make_plane("destination", "host").start()
+    whole = make_plane("source", "peer").start()
+    assert incomplete.get_status()["incomplete"]
+    second = Pair(incomplete, whole)
+
+    with pytest.raises(ControlError, match="incomplete"):
+        second.connect("destination")
+
+    second.create("source")
+    second.wait_synchronized()
+    assert not incomplete.get_status()["incomplete"]
+    assert incomplete.read_store() == data
 
 
 def test_holes_stay_holes_on_the_other_side(make_pair: MakePair) -> None:

@@ -16,20 +16,29 @@ class Clock:
 def test_without_a_limit_every_turn_comes_at_once() -> None:
     bucket = Bucket(Clock())
     for _ in range(3):
-        bucket.pay(1 << 30)
-        assert bucket.wait_turn(0)
+        assert bucket.wait_turn(0, 1 << 30)
+        bucket.settle(1 << 30, 1 << 30)
 
 
 def test_a_run_is_paid_off_before_the_next_one_starts() -> None:
     clock = Clock()
     bucket = Bucket(clock)
     bucket.set_rate(1000)
-    assert bucket.wait_turn(0)
-    bucket.pay(2000)
+    assert bucket.wait_turn(0, 2000)
+    assert not bucket.wait_turn(0, 2000)  # nor does another worker's
     clock.now += 1.9
-    assert not bucket.wait_turn(0)
+    bucket.settle(2000, 2000)
+    assert not bucket.wait_turn(0, 2000)
     clock.now += 0.2
-    assert bucket.wait_turn(0)
+    assert bucket.wait_turn(0, 2000)
+
+
+def test_what_a_run_did_not_move_is_given_back() -> None:
+    bucket = Bucket(Clock())
+    bucket.set_rate(1000)
+    assert bucket.wait_turn(0, 2000)
+    bucket.settle(2000, 0)
+    assert bucket.wait_turn(0, 2000)
 
 
 def test_idle_time_saves_up_a_tenth_of_a_second_at_most() -> None:
@@ -37,9 +46,8 @@ def test_idle_time_saves_up_a_tenth_of_a_second_at_most() -> None:
     bucket = Bucket(clock)
     bucket.set_rate(1000)
     clock.now += 3600
-    assert bucket.wait_turn(0)
-    bucket.pay(150)
-    assert not bucket.wait_turn(0)
+    assert bucket.wait_turn(0, 150)
+    assert not bucket.wait_turn(0, 150)
 
 
 def test_zero_pauses_and_a_new_rate_takes_effect_at_once() -> None:
@@ -47,10 +55,9 @@ def test_zero_pauses_and_a_new_rate_takes_effect_at_once() -> None:
     bucket = Bucket(clock)
     bucket.set_rate(0)
     clock.now += 10
-    assert not bucket.wait_turn(0)
+    assert not bucket.wait_turn(0, 1)
     bucket.set_rate(1000)
-    assert bucket.wait_turn(0)
-    bucket.pay(10_000)
-    assert not bucket.wait_turn(0)
+    assert bucket.wait_turn(0, 10_000)
+    assert not bucket.wait_turn(0, 1)
     bucket.set_rate(None)
-    assert bucket.wait_turn(0)
+    assert bucket.wait_turn(0, 1)
