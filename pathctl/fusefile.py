@@ -321,7 +321,12 @@ class Bridge:
     # -- another connection
 
     def _connect_again(self) -> Connection:
-        """Try until it succeeds, then send all that was not answered.  Meanwhile requests are taken, and time out."""
+        """Try until it succeeds, then send all that was not answered.  Meanwhile requests are taken, and time out.
+
+        Sending again is right because the nbdkit that had them is dead: its end is what closed the connection.  One
+        that lived on could still carry out an old write after a later one was answered.
+        """
+        lost_at = time.monotonic()
         while True:
             with contextlib.suppress(Lost):
                 connection = Connection(self._path, HANDSHAKE_S)
@@ -329,16 +334,17 @@ class Bridge:
                     break
                 connection.socket.close()
             self._take_requests()
-            self._give_up_old()
+            self._give_up_old(lost_at)
             time.sleep(RETRY_S)
         for request in self._requests.values():
             connection.queue(request.parts)
         self._connection = connection
         return connection
 
-    def _give_up_old(self) -> None:
+    def _give_up_old(self, lost_at: float) -> None:
+        """What has waited too long for a connection; how long it was in work before does not count."""
         end = time.monotonic() - self._hold_s
-        for cookie in [cookie for cookie, request in self._requests.items() if request.pending.begun < end]:
+        for cookie in [c for c, request in self._requests.items() if max(request.pending.begun, lost_at) < end]:
             self._finish(cookie, errno.EIO)
 
 
