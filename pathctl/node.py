@@ -28,7 +28,7 @@ class Node:
     locks: collections.defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: collections.defaultdict(asyncio.Lock)
     )
-    in_hand: set[str] = field(default_factory=set)
+    in_hand: dict[str, asyncio.Event] = field(default_factory=dict)  # by operation; set when it is let go
     # set when there may be unfinished business, when the host got its name, when pathctld is to end
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     named: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,11 +59,28 @@ class Node:
     @contextlib.contextmanager
     def working_on(self, operation: str) -> Iterator[None]:
         """Keep the background task off an operation that a request is carrying out."""
+        with self.holding(operation):
+            try:
+                yield
+            finally:
+                self.wake.set()
+
+    @contextlib.contextmanager
+    def holding(self, operation: str) -> Iterator[None]:
+        """As `working_on`, without waking the background task at the end: for that task itself."""
         if operation in self.in_hand:
             raise errors.refused(f"operation {operation} is being worked on at this moment; try again")
-        self.in_hand.add(operation)
+        self.in_hand[operation] = asyncio.Event()
         try:
             yield
         finally:
-            self.in_hand.discard(operation)
-            self.wake.set()
+            self.in_hand.pop(operation).set()
+
+    async def until_free(self, operation: str) -> None:
+        """Wait until nobody works on the operation; as long as one command or one question to a peer may take."""
+        try:
+            async with asyncio.timeout(max(self.cfg.timeouts.control_s, self.cfg.timeouts.peer_look_s)):
+                while operation in self.in_hand:
+                    await self.in_hand[operation].wait()
+        except TimeoutError:
+            raise errors.refused(f"operation {operation} is still being worked on; try again") from None

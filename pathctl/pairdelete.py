@@ -99,6 +99,7 @@ async def delete_half(node: Node, pair: str, volume: str, *, force: bool) -> Non
     """Free this host's half without asking the other; the pair can never become ready again."""
     entry = node.db.entry_of(volume)
     operation = entry.operation if entry is not None else str(uuid.uuid4())
+    await node.until_free(operation)  # the background task is at it for seconds at a time while the peer is cut off
     with node.working_on(operation):
         row = node.db.connection(pair)
         if row is not None and row.side == "source" and not force:

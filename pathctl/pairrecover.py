@@ -40,7 +40,7 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
     if entry.operation in node.in_hand or node.db.entry(entry.operation) is None:
         return
     try:
-        with _quietly(node, entry.operation):
+        with node.holding(entry.operation):
             if entry.role == "participant":
                 await _ask_coordinator(node, entry)
             elif entry.verb == "pair.delete":
@@ -52,19 +52,6 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
             log.warning("%s of pair %s stays open: %s", entry.verb, entry.pair, error.message)
         if node.db.entry(entry.operation) is not None:
             node.db.set_note(entry.operation, error.message)
-
-
-class _quietly:
-    """Like Node.working_on, without waking ourselves at the end."""
-
-    def __init__(self, node: Node, operation: str) -> None:
-        self._node, self._operation = node, operation
-
-    def __enter__(self) -> None:
-        self._node.in_hand.add(self._operation)
-
-    def __exit__(self, *unused: object) -> None:
-        self._node.in_hand.discard(self._operation)
 
 
 async def _go_on_creating(node: Node, entry: db.Entry) -> None:

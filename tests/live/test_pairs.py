@@ -356,6 +356,29 @@ def test_half_a_pair_is_freed_while_the_other_host_is_gone(hosts):
     wait_synchronized(alpha)
 
 
+def test_half_a_pair_is_freed_although_its_deletion_is_being_worked_on(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    wait_synchronized(alpha)
+    pause = alpha.fault("pause", "delete.stop")
+    found = []
+    whole = threading.Thread(target=lambda: found.append(_try_delete(alpha)))
+    whole.start()
+    alpha.wait_reached("delete.stop")
+    beta.kill()
+    half = threading.Thread(target=lambda: found.append(alpha.call("pair.delete", pair="va", half=True)))
+    half.start()
+    half.join(0.5)
+    assert half.is_alive(), "it waits"
+    pause.unlink()
+    whole.join(20)
+    half.join(20)
+    assert (found[0].code, found[1]["pair"]["state"]) == (ErrorCode.UNREACHABLE, "Deleting")
+    assert alpha.rows() == [{"volume": "va"}]
+    beta.start()
+
+
 @pytest.mark.parametrize("verb", ["pair.suspend", "pair.resume"])
 def test_a_command_that_the_data_plane_did_not_answer_is_carried_out_when_it_answers_again(hosts, verb):
     alpha, beta = hosts
