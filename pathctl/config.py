@@ -29,13 +29,15 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds.  Every wait of pathctld is one of these."""
 
     status_s: float = 2.0  # a look at one nbdkit
-    control_s: float = 30.0  # a changing command to one nbdkit
+    # A changing command to one nbdkit.  Above what that gives itself, or we would take for lost what is answered a
+    # moment later: command_timeout_s (30) to quiesce, then flush_timeout_s (30) for the peer's flush, and some.
+    control_s: float = 75.0
     start_s: float = 30.0  # a new nbdkit until it answers
     drain_s: float = 15.0  # an nbdkit that is to be stopped
     greet_s: float = 10.0  # the first greeting between the data planes
     peer_connect_s: float = 5.0
     peer_look_s: float = 5.0  # a question to a peer
-    peer_step_s: float = 75.0  # a step of a sequence at a peer: start_s + control_s and some
+    peer_step_s: float = 120.0  # a step of a sequence at a peer: start_s + control_s and some
     verb_s: float = 300.0  # a whole verb of the API
     body_s: float = 10.0  # reading a request's body
     handshake_s: float = 5.0

@@ -1,9 +1,11 @@
 """Folders, settings and the checks of what users type."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from nbdplugin import params
 from pathctl import config
 from pathctl.errors import ErrorCode, PathctlError
 
@@ -34,6 +36,13 @@ def test_settings_are_read_and_mistakes_in_them_are_told(tmp_path):
     (cfg.etc / "pathctl.toml").write_text("[timeouts]\nstrat_s = 90.0\n")
     with pytest.raises(PathctlError, match="strat_s"):
         config.load(tmp_path)
+
+
+def test_a_command_is_given_up_only_after_the_data_plane_itself_has():
+    limits = {field.name: field.default for field in dataclasses.fields(params.Params)}
+    times = config.Timeouts()
+    assert times.control_s > limits["command_timeout_s"] + limits["flush_timeout_s"]
+    assert times.peer_step_s > times.start_s + times.control_s
 
 
 @pytest.mark.parametrize("name", ["a", "0", "vol-1", "a.b_c", "x" * 63])
