@@ -4,9 +4,10 @@ Layers, each importing only what stands above it here:
 
     errors, geometry, bitmap                    words and arithmetic
     layout, tracks, gate, lineage, decide       pure state: what is so
-    core, requests, transfer, checkpoint, modes, target
+    actions, core, checkpoint, transfer, requests, modes, target
                                                 pure flows: what to do next
-    store, metafile, peer, stats                the drivers' hands
+    store, metafile, peer, status               the drivers' hands
     engine, link, copier, volume, service       threads that carry the flows out
-    control, params, threadstate, plugin        the borders: control socket, command line, nbdkit
+    control, params, format, threadstate, plugin
+                                                the borders: control socket, command lines, nbdkit
 """

@@ -44,7 +44,7 @@ class Wait(NamedTuple):
 
 
 class StoreRead(NamedTuple):
-    """Result: the bytes, or None where all of the range is a hole."""
+    """Result: the bytes.  Raises StoreFailed."""
 
     offset: int
     length: int

@@ -88,11 +88,6 @@ def decode(raw: bytes, kind: int, index: int, volume: uuid.UUID | None) -> Page 
     return Page(index, sequence, raw[_PAYLOAD : _PAYLOAD + length])
 
 
-def get_volume(raw: bytes) -> uuid.UUID:
-    """The volume a sealed page belongs to."""
-    return uuid.UUID(bytes=bytes(_FRONT.unpack_from(raw)[6]))
-
-
 def choose(first: Page | None, second: Page | None) -> Page | None:
     """The copy to trust: the only good one, or the younger of two; None if both are bad."""
     if first is None or second is None:

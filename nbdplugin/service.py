@@ -29,7 +29,7 @@ from nbdplugin.params import Params
 from nbdplugin.peer import META_REPLY
 from nbdplugin.store import Store
 from nbdplugin.target import Target
-from nbdplugin.volume import Volume, list_extents
+from nbdplugin.volume import Volume
 
 META_SIZE = 64 << 10
 DRAINED_S = 10.0
@@ -244,14 +244,9 @@ class DataExport:
         self._owner.engine.run(self._owner.target.flush(self._session))
 
     def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
-        with self._owner.engine.lock:
-            self._owner.target.enter(self._session)
-        try:
-            return list_extents(self._owner.store, offset, length)
-        finally:
-            with self._owner.engine.lock:
-                self._owner.target.leave(self._session)
-                self._owner.engine.release_woken()
+        """The first even piece: the source asks piece by piece."""
+        piece, is_hole = self._owner.engine.run(self._owner.target.extent(self._session, offset, length))
+        return [(offset, piece, is_hole)]
 
     def close(self) -> None:
         """Nothing is held per connection."""
