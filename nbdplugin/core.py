@@ -273,7 +273,7 @@ class Core:
             raise StoreFailed("a sync", errno.EIO)
 
     def check_peer_durable(self) -> None:
-        """Raises PathNotReady while data that only the peer has may not be durable there, and once if it may be lost."""
+        """Raises PathNotReady while what only the peer has may not be durable there, and once if it may be lost."""
         if self.is_loss_untold:
             self.is_loss_untold = False
             raise PathNotReady("a sync failed or the peer restarted, and what was not flushed before may be lost")
@@ -317,7 +317,7 @@ class Core:
 
         They are invalid because of a failure here: from now on only the peer has what they hold.
         """
-        self.table.header.doubtful = True
+        self.table.header.doubtful = self.table.header.committed
         self.doubts += 1
 
         def build() -> Change | None:  # when its turn has come: the change before it may have altered what differs
