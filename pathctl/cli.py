@@ -252,7 +252,9 @@ def pair_create(as_json: bool, copy_rate: str, **options: Any) -> None:
         print(json.dumps(answer))
         return
     took = sum(step["ms"] for step in answer["steps"])
-    print(f"{show.end(answer['pair']['source'])} -> {show.end(answer['pair']['destination'])} created in {took:.0f} ms")
+    is_new = any(step["step"] != "attach" for step in answer["steps"])
+    done = f"created in {took:.0f} ms" if is_new else "exists already"
+    print(f"{show.end(answer['pair']['source'])} -> {show.end(answer['pair']['destination'])} {done}")
     print(show.pair_line(answer["pair"]))
     if answer["device"]:
         print(answer["device"])

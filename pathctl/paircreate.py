@@ -59,7 +59,7 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 class Created(msgspec.Struct, frozen=True):
-    """The answer: the pair, and how long each step took."""
+    """The answer: the pair, and how long each step took; no steps when it was there already."""
 
     pair: str
     steps: list[dict[str, Any]]
@@ -86,6 +86,7 @@ async def create(node: Node, body: Create, source: str, peer: str, destination: 
     """Create the path from volume `source` here to `destination` at `peer`; the same again answers the existing one."""
     existing = find_existing(node, body, source, peer, destination)
     if existing is not None:
+        _refuse_differing(node, body, existing)
         return Created(existing.pair, [])
     _refuse_attached(node, body, source)
     spec = await _plan(node, body, source, peer, destination)
@@ -101,6 +102,15 @@ def find_existing(node: Node, body: Create, source: str, peer: str, destination:
     if row is None or (row.side, row.peer, row.peer_volume, row.invalidated) != wanted:
         return None
     return row if row.state in ("ready", "suspended") else None
+
+
+def _refuse_differing(node: Node, body: Create, existing: db.Connection) -> None:
+    row = node.volume(existing.volume)
+    if (body.size or row.size, body.track_size or row.track_size) != (row.size, row.track_size):
+        raise errors.refused(
+            f"pair {existing.pair} exists already, with {row.size} bytes in tracks of {row.track_size}, which is not "
+            "what was asked for; leave the sizes away, or delete it first"
+        )
 
 
 def _refuse_attached(node: Node, body: Create, source: str) -> None:

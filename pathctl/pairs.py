@@ -97,7 +97,9 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
     )
     source_host, destination_host = source_host or own, destination_host or own
     if source_host == destination_host:
-        raise errors.usage(f"both volumes are on host {own}; a pair needs two hosts: name one of them HOST:NAME")
+        raise errors.usage(
+            f"both volumes are on host {source_host}; a pair needs two hosts: name one of them HOST:NAME"
+        )
     if own not in (source_host, destination_host):
         raise errors.usage(f"one of the two volumes must be on this host ({own}); run the command on one of them")
     if source_host != own:
@@ -106,6 +108,8 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
         answer["pair"]["side"] = "destination"
         return answer
     created = await paircreate.create(node, body, source, destination_host, destination)
+    if not created.steps and body.copy_rate_bytes_s is not None:
+        await set_values(node, Set(created.pair, body.copy_rate_bytes_s))
     device = await _attach(node, source, created.steps) if body.attach else None
     return {"pair": await _shown_settled(node, created.pair), "device": device, "steps": created.steps}
 

@@ -109,9 +109,19 @@ def test_a_repeated_create_answers_the_pair_that_is_there(hosts):
     alpha, beta = hosts
     make_volumes(alpha, beta)
     first = create(alpha)["pair"]["pair"]
-    assert create(alpha)["pair"]["pair"] == first
-    assert refused(alpha, invalidate="source").code == ErrorCode.REFUSED
+    again = create(alpha, size=SIZE)
+    assert (again["pair"]["pair"], again["steps"]) == (first, [])
+    assert create(alpha, copy_rate_bytes_s=1 << 20)["pair"]["copy_rate_bytes_s"] == 1 << 20
+    assert create(alpha)["pair"]["copy_rate_bytes_s"] == 1 << 20
+    for other in ({"invalidate": "source"}, {"size": 2 * SIZE}, {"track_size": 4096}):
+        assert refused(alpha, **other).code == ErrorCode.REFUSED
     assert len(alpha.call("connection.list")["connections"]) == 1
+
+
+@pytest.mark.parametrize("host", ["alpha", "beta"])
+def test_two_volumes_of_one_host_are_no_pair_and_that_host_is_named(hosts, host):
+    error = refused(hosts[0], source=f"{host}:a", destination=f"{host}:b")
+    assert (error.code, f"both volumes are on host {host}" in error.message) == (ErrorCode.USAGE, True)
 
 
 def test_of_two_creates_at_once_the_second_is_told_which_one_runs(hosts):

@@ -256,6 +256,19 @@ def test_a_bar_copes_with_a_source_that_is_not_heard(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    ("steps", "said"),
+    [([], "exists already"), (["attach"], "exists already"), (["ready", "attach"], "created in 2 ms")],
+)
+def test_create_says_whether_it_created_anything(
+    api: Api, capsys: pytest.CaptureFixture[str], steps: list[str], said: str
+) -> None:
+    answer = {"pair": PAIR, "device": None, "steps": [{"step": step, "ms": 1.0} for step in steps]}
+    api.answers["pair.create"] = answer
+    api.run("pair", "create", "v", "beta:w", "--invalidate", "source")
+    assert capsys.readouterr().out.splitlines()[0] == f"alpha:v -> beta:w {said}"
+
+
+@pytest.mark.parametrize(
     ("state", "invalid", "said"), [("SyncInProg", 0, "99.9%"), ("Suspended", 0, "99.9%"), ("Synchronized", 0, "100%")]
 )
 def test_100_percent_is_said_of_a_synchronized_pair_only(state: str, invalid: int, said: str) -> None:
