@@ -294,7 +294,7 @@ def pair_resume(name: str, as_json: bool) -> None:
 @pair.command("delete")
 @click.argument("name", metavar="PAIR")
 @click.option("--half", is_flag=True, help="Only this host's half, when the other cannot be asked.")
-@click.option("--force", is_flag=True, help="Although data is still missing on one side.")
+@click.option("--force", is_flag=True, help="Although tracks are still invalid or owed: one side is left incomplete.")
 @json_option
 def pair_delete(name: str, half: bool, force: bool, as_json: bool) -> None:
     """Take the path down and forget the pair; both volumes stay."""

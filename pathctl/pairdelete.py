@@ -46,7 +46,7 @@ async def delete(node: Node, row: db.Connection, *, force: bool) -> None:
 
 
 async def _refuse_losing_data(node: Node, row: db.Connection, force: bool) -> None:
-    """A source with invalid tracks is a volume with holes as soon as it has no destination."""
+    """Without its pair, a source with invalid tracks has holes, and a destination that is owed some is out of date."""
     if force:
         return
     found = await planes.status(node, row.volume)
@@ -54,6 +54,11 @@ async def _refuse_losing_data(node: Node, row: db.Connection, force: bool) -> No
         raise errors.refused(
             f"{found.invalid} of {found.tracks} tracks of volume {row.volume} are still only at "
             f"{row.peer}:{row.peer_volume} and could not be read any more; wait for Synchronized, or give --force"
+        )
+    if found.owed:
+        raise errors.refused(
+            f"{found.owed} of {found.tracks} tracks of {row.peer}:{row.peer_volume} are out of date, and the volume "
+            "would be left incomplete; wait for Synchronized, or give --force"
         )
 
 

@@ -150,7 +150,7 @@ def test_a_create_may_be_asked_of_the_destinations_host(hosts):
         found = beta.call(verb, pair="vb")["pair"]
         assert state is None or found["state"] == state
     assert beta.call("pair.set", pair="vb", copy_rate_bytes_s=0)["pair"]["copy_rate_bytes_s"] == 0
-    beta.call("pair.delete", pair="vb")
+    beta.call("pair.delete", pair="vb", force=True)
     assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
 
 
@@ -342,6 +342,20 @@ def test_deleting_a_source_that_would_lose_data_needs_force(hosts):
         alpha.call("pair.delete", pair="va")
     alpha.call("pair.delete", pair="va", force=True)
     assert alpha.volume("va")["invalid"] == SIZE >> 16
+
+
+def test_deleting_a_pair_whose_destination_would_be_left_incomplete_needs_force(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha, copy_rate_bytes_s=0)
+    for host, name in ((alpha, "va"), (beta, "vb")):
+        with pytest.raises(PathctlError, match="beta:vb are out of date") as caught:
+            host.call("pair.delete", pair=name)
+        assert caught.value.code == ErrorCode.REFUSED
+    assert _ready(alpha)
+    alpha.call("pair.delete", pair="va", force=True)
+    assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
+    assert beta.volume("vb")["incomplete"]
 
 
 def test_half_a_pair_is_freed_while_the_other_host_is_gone(hosts):
