@@ -84,6 +84,11 @@ class Config(msgspec.Struct, frozen=True):
         return self.root / "run/pathctl"
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that is ours."""
+        return self.etc, self.state, self.run
+
+    @property
     def database(self) -> Path:
         return self.state / "pathctl.db"
 

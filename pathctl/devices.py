@@ -89,7 +89,7 @@ async def detach(device: Device, fuse_file: Path, link: Path) -> None:
 
 async def is_alive(device: Device) -> bool:
     """Whether the loop device is still there and the process behind it is still the same one."""
-    backing = _backing_file(device.path)
+    backing = backing_file(device.path)
     if backing is None:
         return False
     started = {pid: started for pid, started, _argv in _exporters(Path(backing))}
@@ -235,18 +235,19 @@ async def _make_loop(fuse_file: Path) -> str:
 def _check_loop(path: str, fuse_file: Path, size: int) -> None:
     """losetup makes, without a word, an empty device of a FUSE file whose mount it cannot see."""
     sectors = int(_sysfs(path, "size") or 0)
-    if _backing_file(path) != str(fuse_file) or sectors != size // SECTOR or sectors == 0:
+    if backing_file(path) != str(fuse_file) or sectors != size // SECTOR or sectors == 0:
         raise DeviceError(
-            f"{path} has {sectors * SECTOR} bytes of {_backing_file(path)} instead of {size} bytes of {fuse_file}"
+            f"{path} has {sectors * SECTOR} bytes of {backing_file(path)} instead of {size} bytes of {fuse_file}"
         )
 
 
 def _loops_of(fuse_file: Path) -> list[str]:
     paths = (f"/dev/{entry.name}" for entry in Path("/sys/block").glob("loop*"))
-    return sorted(path for path in paths if _backing_file(path) == str(fuse_file))
+    return sorted(path for path in paths if backing_file(path) == str(fuse_file))
 
 
-def _backing_file(path: str) -> str | None:
+def backing_file(path: str) -> str | None:
+    """The file behind a loop device; None of anything else."""
     return _sysfs(path, "loop/backing_file")
 
 
@@ -280,7 +281,7 @@ async def _drop_loop(path: str, fuse_file: Path) -> None:
     finally:
         os.close(fd)
     for _ in range(round(END_LIMIT_S / _POLL_S)):
-        if _backing_file(path) != str(fuse_file):
+        if backing_file(path) != str(fuse_file):
             return
         await asyncio.sleep(_POLL_S)
     raise DeviceError(f"{path} was opened meanwhile and goes when it is closed: end that, then repeat")

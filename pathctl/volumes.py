@@ -39,7 +39,7 @@ class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def create(node: Node, body: Create) -> dict[str, Any]:
     config.check_name(body.name, "volume")
     track_size = config.check_track_size(body.track_size or config.DEFAULT_TRACK_SIZE)
-    size = _given_size(body) if body.backing else body.size
+    size = _given_size(node, body) if body.backing else body.size
     if size is None:
         raise errors.usage("a new volume needs a size; give --size, or --backing with an existing file or device")
     async with node.locks[body.name]:
@@ -47,23 +47,45 @@ async def create(node: Node, body: Create) -> dict[str, Any]:
     return {"volume": await show_one(node, body.name)}
 
 
-def _given_size(body: Create) -> int:
+def _given_size(node: Node, body: Create) -> int:
     """The size of a volume over a given backing: that of the backing, unless a smaller one is asked for."""
     assert body.backing is not None
     path = Path(body.backing)
     if not path.is_absolute():
         raise errors.usage(f"{body.backing} is no absolute path; pathctld has a working folder of its own")
+    _refuse_own(node, path)
     try:
         kind = path.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
             raise errors.usage(f"{path} is neither a file nor a block device; it cannot back a volume")
         with path.open("rb") as file:
             found = file.seek(0, os.SEEK_END)
+        if stat.S_ISBLK(kind):
+            _refuse_busy(path)
     except OSError as error:
         raise errors.not_found(f"{path} cannot be opened: {error.strerror}; give a file or device") from error
     if body.size is not None and body.size > found:
         raise errors.refused(f"{path} has only {found} bytes, {body.size} are asked for; nothing was changed")
     return found if body.size is None else body.size
+
+
+def _refuse_own(node: Node, path: Path) -> None:
+    """A volume over pathctl's own files, or over the device of another volume, would be written from two sides."""
+    real = _real(str(path))
+    for under in (real, devices.backing_file(real) if Path(real).is_block_device() else None):
+        if under is not None and any(Path(under).is_relative_to(_real(str(own))) for own in node.cfg.folders):
+            raise errors.refused(f"{path} belongs to pathctl itself and cannot back a volume; give another one")
+
+
+def _refuse_busy(path: Path) -> None:
+    """Linux: an exclusive open of a block device that is mounted, or part of another device, says EBUSY."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        raise errors.refused(
+            f"{path} cannot be had for writing: {error.strerror}; end its other use (a mount, another device made of "
+            "it), then try again"
+        ) from error
 
 
 async def make(

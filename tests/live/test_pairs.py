@@ -462,6 +462,27 @@ def test_a_volume_neither_attached_nor_paired_has_no_process(hosts):
     assert nbdkits(alpha.root) == []
 
 
+def test_a_backing_that_is_pathctls_own_or_in_use_is_refused(hosts, tmp_path):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    device = alpha.call("attach", volume="va")["device"]
+    image = tmp_path / "image"
+    image.write_bytes(bytes(SIZE))
+    losetup = ["losetup", "--find", "--show", image]
+    loop = subprocess.run(losetup, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        holder = os.open(loop, os.O_RDONLY | os.O_EXCL)  # as a mount does
+        own = [alpha.image("va"), alpha.root / "etc/pathctl/pathctl.toml", alpha.root / "run/pathctl/dev/va", device]
+        for backing in [*own, loop]:
+            with pytest.raises(PathctlError) as caught:
+                alpha.call("volume.create", name="other", backing=str(backing))
+            assert caught.value.code == ErrorCode.REFUSED
+        os.close(holder)
+        assert alpha.call("volume.create", name="other", backing=loop)["volume"]["size"] == SIZE
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+
 def test_a_second_pathctld_on_the_same_root_is_refused(hosts):
     alpha, _ = hosts
     second = subprocess.run([BIN / "pathctld", "--root", alpha.root], capture_output=True, text=True, timeout=20)
