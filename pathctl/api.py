@@ -48,7 +48,7 @@ async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
 async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
     """End everything of this host: devices, nbdkit processes, pathctld.  The rows stay for the next start."""
     for row in node.db.volumes():
-        if row.device_path is not None:
+        if row.attached or row.device_path is not None:
             async with node.locks[row.name]:
                 await planes.settle(node, row.name)  # what the device still holds is written out through it
                 await volumes.remove_device(node, node.volume(row.name))

@@ -75,14 +75,14 @@ async def attach(
     return device
 
 
-async def detach(device: Device, fuse_file: Path, link: Path) -> None:
-    """Write out and remove the device, its FUSE file, its process and `link`; what is gone already is no error.
+async def detach(fuse_file: Path, link: Path) -> None:
+    """Write out and remove the FUSE file's device, its process, itself and `link`; what is gone already is no error.
 
     Raises DeviceError, and leaves the device as it was, while anybody has it mounted or open.
     """
     fuse_file = _real(fuse_file)
-    if device.path in _loops_of(fuse_file):
-        await _sync(device.path)
+    for path in _loops_of(fuse_file):
+        await _sync(path)
     await _clear_away(fuse_file)
     _remove(link)
 

@@ -271,12 +271,12 @@ async def detach(node: Node, body: Attach) -> dict[str, Any]:
 
 
 async def remove_device(node: Node, row: db.Volume) -> None:
-    """Take the block device away; the row goes on saying whether one is wanted."""
-    known = device(row)
-    if known is None:
-        return
+    """Take the block device away, also one that a killed pathctld made and could not record.
+
+    The row goes on saying whether one is wanted.
+    """
     try:
-        await devices.detach(known, node.cfg.fuse_file(row.name), node.cfg.device_link(row.name))
+        await devices.detach(node.cfg.fuse_file(row.name), node.cfg.device_link(row.name))
     except devices.DeviceError as error:
         raise errors.refused(f"volume {row.name} stays attached: {error}") from error
     node.db.set_device(row.name, None)

@@ -59,8 +59,8 @@ class Served:
     def attach(self, limit_s: float = 5.0) -> devices.Device:
         return asyncio.run(devices.attach(self.socket, self.fuse, self.link, self.log, limit_s=limit_s))
 
-    def detach(self, device: devices.Device) -> None:
-        asyncio.run(devices.detach(device, self.fuse, self.link))
+    def detach(self) -> None:
+        asyncio.run(devices.detach(self.fuse, self.link))
 
     def litter(self) -> list[str]:
         """What is still there of a device: processes, loop devices, mounts, files."""
@@ -104,17 +104,17 @@ def test_a_device_has_the_volumes_size_and_content(served: Served) -> None:
 
 def test_detach_leaves_nothing_and_can_be_repeated(served: Served) -> None:
     device = served.attach()
-    served.detach(device)
+    served.detach()
     assert served.litter() == []
     assert not asyncio.run(devices.is_alive(device))
-    served.detach(device)
+    served.detach()
 
 
 def test_what_was_written_to_the_page_cache_is_in_the_store_after_detach(served: Served) -> None:
     device = served.attach()
     with open(device.path, "r+b") as file:
         file.write(b"unsynced" * 512)
-    served.detach(device)
+    served.detach()
     assert read(served.backing, 0, 4096) == b"unsynced" * 512
 
 
@@ -183,12 +183,12 @@ def test_detach_is_refused_while_the_device_is_mounted(served: Served) -> None:
     subprocess.run(["mount", device.path, place], check=True)
     try:
         with pytest.raises(devices.DeviceError, match=f"{device.path} is mounted at {place}"):
-            served.detach(device)
+            served.detach()
         (place / "file").write_text("works on")
         assert asyncio.run(devices.is_alive(device))
     finally:
         subprocess.run(["umount", place], check=True)
-    served.detach(device)
+    served.detach()
     assert served.litter() == []
 
 
@@ -200,10 +200,10 @@ def test_detach_is_refused_while_somebody_has_the_device_open(served: Served, fl
     assert holder.stdout is not None
     holder.stdout.readline()
     with pytest.raises(devices.DeviceError, match=rf"python3\S* \(pid {holder.pid}\)"):
-        served.detach(device)
+        served.detach()
     assert asyncio.run(devices.is_alive(device))
     holder.communicate(b"\n", timeout=10)
-    served.detach(device)
+    served.detach()
     assert served.litter() == []
 
 
@@ -215,7 +215,7 @@ def test_attach_after_the_server_was_killed_makes_a_new_device(served: Served) -
     device = served.attach()
     assert device.pid != dead.pid
     assert read(served.link, 0, 4) == bytes(4)
-    served.detach(device)
+    served.detach()
     assert served.litter() == []
 
 
@@ -232,10 +232,10 @@ def wait_until_ended(pid: int) -> None:
 def test_a_loop_device_left_over_a_plain_file_is_replaced(served: Served) -> None:
     served.fuse.touch()
     subprocess.run(["losetup", "--find", served.fuse], check=True)
-    device = served.attach()
+    served.attach()
     write(served.link, 0, b"the real one")
     assert read(served.backing, 0, 12) == b"the real one"
-    served.detach(device)
+    served.detach()
     assert served.litter() == []
 
 

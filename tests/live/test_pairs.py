@@ -1,7 +1,9 @@
 """Creating and deleting a pair with real daemons and real nbdkit: what the tables hold, whatever happens."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 from pathlib import Path
@@ -460,6 +462,18 @@ def test_a_volume_neither_attached_nor_paired_has_no_process(hosts):
     assert len(nbdkits(alpha.root)) == 1
     alpha.call("detach", volume="va")
     assert nbdkits(alpha.root) == []
+
+
+def test_a_device_that_was_made_but_never_recorded_is_removed(hosts):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    device = alpha.call("attach", volume="va")["device"]
+    alpha.kill()
+    with contextlib.closing(sqlite3.connect(alpha.root / "var/lib/pathctl/pathctl.db")) as table, table:
+        table.execute("UPDATE volumes SET device_path = NULL, device_pid = NULL, device_pid_started = NULL")
+    alpha.stop_all()
+    assert not Path("/sys/block", Path(device).name, "loop").exists()
+    assert not Path(alpha.root / "run/pathctl/va.fuse").exists()
 
 
 def test_a_backing_that_is_pathctls_own_or_in_use_is_refused(hosts, tmp_path):
