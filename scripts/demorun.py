@@ -27,6 +27,7 @@ import lablib
 MIB = 1 << 20
 LEAST_BYTES = 520 * MIB
 LEAST_FILES = 5000
+FIO_BYTES = 16 * MIB
 SYNC_LIMIT_S = 600
 FIO_LIMIT_S = 300
 
@@ -129,7 +130,7 @@ def _pull(lab: lablib.Lab, line: Timeline, options: argparse.Namespace) -> None:
 def _use(lab: lablib.Lab, line: Timeline, mountpoint: Path, sums: dict[str, str]) -> None:
     """Everything read, compared and written over while the copy runs."""
     alpha = lab.host("alpha")
-    with _fio(alpha, mountpoint / "fio.tmp", "--size=48m", "--runtime=20", "--direct=1") as fio:
+    with _fio(alpha, mountpoint / "fio.tmp", f"--size={FIO_BYTES}", "--runtime=20", "--direct=1") as fio:
         alpha.pathctl("pair", "set", "home", "--copy-rate", "none")
         wrong = [name for name, wanted in sums.items() if _checksum(mountpoint / name) != wanted]
         if wrong:
@@ -150,10 +151,11 @@ def _make_image(lab: lablib.Lab, given: Path | None) -> Path:
     files = _choose_files()
     data = sum(path.stat().st_size for path in files)
     copies = max(-(-LEAST_BYTES // data), -(-LEAST_FILES // len(files)))  # a bare /usr has less: several of it then
-    size = copies * (data + 16384 * len(files) // 4) + 96 * MIB
+    # Little more than they need: what stays empty is a hole, which the copy brings at once whatever its rate.
+    size = copies * sum(-(-path.stat().st_size // 4096) * 4096 for path in files) * 104 // 100 + FIO_BYTES + 24 * MIB
     with image.open("wb") as file:
         file.truncate(-(-size // MIB) * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-J", "size=16", "-E", "lazy_itable_init=1", str(image)], check=True)
     mountpoint = lab.folder / "fill"
     mountpoint.mkdir()
     with _mounted(image, mountpoint, "-o", "loop"):
