@@ -19,6 +19,7 @@ from pathctl import client, errors, show, units
 
 POLL_S = 0.2
 WATCH_S = 0.5
+AWAY_S = 60.0  # how long `pair watch` lets pathctld be away: it may be restarted
 STATES = ("Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting")
 
 Answer = dict[str, Any]
@@ -349,7 +350,7 @@ def _not_yet(found: Answer, state: str, timeout_s: float) -> errors.PathctlError
 @click.argument("name", metavar="PAIR")
 @json_option
 def pair_watch(name: str, as_json: bool) -> None:
-    """Follow the copy until the pair is Synchronized."""
+    """Follow the copy until the pair is Synchronized, or suspended; also through a restart of pathctld."""
     if as_json:
         for answer in samples(name):
             print(json.dumps(answer), flush=True)
@@ -362,13 +363,29 @@ def pair_watch(name: str, as_json: bool) -> None:
 
 
 def samples(name: str) -> Iterator[Answer]:
-    """The pair every WATCH_S, the last time when it is Synchronized."""
+    """The pair every WATCH_S, the last time when it is Synchronized; also through a restart of pathctld."""
+    heard: float | None = None
     while True:
-        answer = call("pair.show", pair=name)
-        yield answer
-        if answer["pair"]["state"] == show.DONE_STATE:
-            return
+        try:
+            answer = call("pair.show", pair=name)
+        except errors.PathctlError as error:
+            is_away = error.code is errors.ErrorCode.UNREACHABLE and heard is not None
+            if not is_away or time.monotonic() - (heard or 0) > AWAY_S:
+                raise
+        else:
+            heard = time.monotonic()
+            yield answer
+            _check_copying(answer["pair"])
+            if answer["pair"]["state"] == show.DONE_STATE:
+                return
         time.sleep(WATCH_S)
+
+
+def _check_copying(found: Answer) -> None:
+    if found["state"] == "Suspended":
+        raise errors.refused(
+            f"pair {show.short(found['pair'])} is Suspended, so nothing is copied: go on with `pathctl pair resume`"
+        )
 
 
 def with_rate(pairs: Iterable[Answer]) -> Iterator[tuple[Answer, int | None]]:

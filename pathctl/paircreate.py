@@ -127,7 +127,10 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
     config.check_rate(body.copy_rate_bytes_s)
     row = node.db.volume(source)
     here = (row.size, row.track_size) if row is not None else None
-    there = await pairsteps.look_peer_volume(node, peer, destination)
+    try:
+        there = await pairsteps.look_peer_volume(node, peer, destination)
+    except NoAnswer as error:
+        raise unchanged(error) from error
     own = node.host().name
     for name, found in ((f"{own}:{source}", here), (f"{peer}:{destination}", there)):
         if found is None and not body.create:
@@ -147,6 +150,15 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
         track_size=track_size,
         force=body.force,
         copy_rate_bytes_s=body.copy_rate_bytes_s,
+    )
+
+
+def unchanged(error: PathctlError) -> PathctlError:
+    """A peer could not be asked, and nothing had been begun."""
+    return PathctlError(
+        error.code,
+        f"{error.message}; nothing was changed: see that pathctld runs there and that the network lets us through, "
+        "then repeat the command",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from pathctl import config, controlclient, db, errors, paircreate, pairdelete, pairstate, peers, planes, volumes
-from pathctl.errors import ErrorCode, PathctlError
+from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
 MIN_PREFIX = 4
@@ -75,12 +75,15 @@ def find(node: Node, name: str) -> Half:
     for half in known:
         if half.volume == name:
             return half
-    matching = [half for half in known if half.pair.startswith(name)] if len(name) >= MIN_PREFIX else []
+    uuid = name.lower()
+    matching = [half for half in known if half.pair.startswith(uuid)]
+    if matching and len(uuid) < MIN_PREFIX:
+        raise errors.usage(f"{name!r} is too little of a pair's UUID; give at least {MIN_PREFIX} digits of it")
     if len(matching) > 1:
         raise errors.usage(f"{name} is the beginning of {len(matching)} pairs; give more of the UUID")
     if matching:
         return matching[0]
-    outcome = node.db.outcome(name)
+    outcome = node.db.outcome(uuid)
     if outcome is not None:
         raise errors.not_found(f"pair {name} has ended here ({outcome})")
     raise errors.not_found(f"no pair here is called {name}; give a local volume's name or the pair's UUID")
@@ -104,7 +107,12 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
         raise errors.usage(f"one of the two volumes must be on this host ({own}); run the command on one of them")
     if source_host != own:
         full = msgspec.structs.replace(body, source=source, destination=f"{own}:{destination}")
-        answer = await _forward(node, source_host, "pair.create", full, node.cfg.timeouts.verb_s)
+        try:
+            answer = await _forward(node, source_host, "pair.create", full, node.cfg.timeouts.verb_s)
+        except NoAnswer as error:
+            if error.sent:
+                raise
+            raise paircreate.unchanged(error) from error
         answer["pair"]["side"] = "destination"
         return answer
     created = await paircreate.create(node, body, source, destination_host, destination)

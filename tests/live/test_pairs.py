@@ -189,6 +189,29 @@ def test_a_create_that_fails_before_the_commit_point_leaves_both_tables_as_they_
     wait_synchronized(alpha)
 
 
+def test_a_create_without_the_other_host_changes_nothing_and_says_what_to_do(hosts):
+    alpha, beta = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    beta.kill()
+    for fields in ({}, {"source": "beta:vb", "destination": "va"}):
+        error = refused(alpha, **fields)
+        assert error.code == ErrorCode.UNREACHABLE
+        assert "nothing was changed: see that pathctld runs there" in error.message
+    assert alpha.rows() == [{"volume": "va"}]
+    beta.start()
+
+
+def test_a_pair_is_named_by_enough_of_its_uuid_in_either_case(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    pair = create(alpha)["pair"]["pair"]
+    for name in (pair, pair[:4], pair.upper()[:9]):
+        assert alpha.call("pair.show", pair=name)["pair"]["pair"] == pair
+    with pytest.raises(PathctlError, match="give at least 4 digits") as caught:
+        alpha.call("pair.show", pair=pair[:3])
+    assert caught.value.code == ErrorCode.USAGE
+
+
 def test_the_error_says_what_was_done_what_failed_and_what_was_undone(hosts):
     alpha, beta = hosts
     make_volumes(alpha, beta)

@@ -422,6 +422,33 @@ def test_a_piped_watch_prints_a_line_for_each_change_until_the_end(
     assert [line.split()[1] for line in lines] == ["Creating", "SyncInProg", "Synchronized"]
 
 
+def test_watch_ends_at_a_suspended_pair_and_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["pair.show"] = states("Suspended")
+    assert api.run("pair", "watch", "v") == errors.ExitCode.REFUSED
+    told = capsys.readouterr()
+    assert "Suspended" in told.out
+    assert "pathctl pair resume" in told.err
+
+
+def test_watch_goes_on_while_pathctld_is_away_but_needs_it_at_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "WATCH_S", 0.01)
+    watch = ["--root", str(tmp_path), "pair", "watch", "v"]
+    assert cli.run(watch) == errors.ExitCode.UNREACHABLE
+    answers = iter([{"pair": PAIR}, None, None, {"pair": PAIR | {"state": "Synchronized"}}])
+
+    def ask(*_arguments: object, **_fields: object) -> Json:
+        answer = next(answers)
+        if answer is None:
+            raise errors.PathctlError(errors.ErrorCode.UNREACHABLE, "away")
+        return answer
+
+    monkeypatch.setattr(client, "call", ask)
+    assert cli.run(watch) == errors.ExitCode.OK
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["SyncInProg", "Synchronized"]
+
+
 def test_the_installed_program_runs_and_imports_nothing_slow(api: Api) -> None:
     api.answers["pair.list"] = {"pairs": [PAIR]}
     program = Path(sys.executable).with_name("pathctl")
