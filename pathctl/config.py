@@ -125,7 +125,7 @@ class Config(msgspec.Struct, frozen=True):
         return self.state / "log" / f"{volume}.log"
 
     def device_log(self, volume: str) -> Path:
-        return self.state / "log" / f"{volume}.qsd"
+        return self.state / "log" / f"{volume}.fuse"
 
     def nbd_socket(self, volume: str) -> Path:
         return self.run / f"{volume}.sock"

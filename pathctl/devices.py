@@ -87,14 +87,18 @@ async def detach(fuse_file: Path, link: Path) -> None:
     _remove(link)
 
 
-async def is_alive(device: Device) -> bool:
+def is_alive(device: Device) -> bool:
     """Whether the loop device is still there and the process behind it is still the same one."""
     backing = backing_file(device.path)
     if backing is None:
         return False
-    started = {pid: started for pid, started, _argv in _exporters(Path(backing))}
-    # The clock may have been set since: a start is the same if it is within two seconds.
-    return device.pid in started and abs(started[device.pid] - device.pid_started) < 2.0
+    try:
+        process = psutil.Process(device.pid)
+        # The clock may have been set since: a start is the same if it is within two seconds.
+        is_same = abs(process.create_time() - device.pid_started) < 2.0
+        return is_same and _serves(process.cmdline(), Path(backing))
+    except psutil.Error:
+        return False
 
 
 # -- the whole chain --------------------------------------------------------------------------------------
@@ -166,11 +170,16 @@ def _exporters(fuse_file: Path) -> Iterator[tuple[int, float, list[str]]]:
     """(pid, start time, command line) of each live process that serves the file."""
     for process in psutil.process_iter():
         try:
-            argv = process.cmdline()  # empty for a zombie
-            if argv[1:3] == ["-m", PROGRAM] and argv[4:5] == [str(fuse_file)]:
+            argv = process.cmdline()
+            if _serves(argv, fuse_file):
                 yield process.pid, process.create_time(), argv
         except psutil.Error:
             continue  # it ended meanwhile
+
+
+def _serves(argv: list[str], fuse_file: Path) -> bool:
+    """By a live process's command line; a zombie's is empty."""
+    return argv[1:3] == ["-m", PROGRAM] and argv[4:5] == [str(fuse_file)]
 
 
 async def _end_process(pid: int, fuse_file: Path) -> None:

@@ -240,7 +240,7 @@ def _is_destination(node: Node, name: str) -> bool:
 async def ensure_device(node: Node, row: db.Volume) -> str:
     name = row.name
     known = device(row)
-    if known is not None and await devices.is_alive(known):
+    if known is not None and devices.is_alive(known):
         return known.path
     try:
         made = await devices.attach(
@@ -301,6 +301,13 @@ async def show_one(node: Node, name: str) -> dict[str, Any]:
     return await _shown(node, node.volume(name))
 
 
+def _device_failure(row: db.Volume) -> str | None:
+    known = device(row)
+    if known is None or devices.is_alive(known):
+        return None
+    return f"the process behind {known.path} has ended: end the device's use, then `pathctl attach {row.name}` again"
+
+
 async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
     """V of the API: the row, and what its data plane says."""
     connection = node.db.connection_of(row.name)
@@ -322,6 +329,6 @@ async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
         "clients": facts.clients if facts else 0,
         "invalid": facts.invalid if facts else 0,
         "incomplete": facts.incomplete if facts else False,
-        "failed": found.failed,
+        "failed": found.failed or _device_failure(row),
         "counters": facts.counters if facts else {},
     }

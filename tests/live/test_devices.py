@@ -99,14 +99,14 @@ def test_a_device_has_the_volumes_size_and_content(served: Served) -> None:
     write(served.link, 1 << 20, b"through the device")
     assert read(served.backing, 1 << 20, 18) == b"through the device"
     assert served.link.resolve() == Path(device.path)
-    assert asyncio.run(devices.is_alive(device))
+    assert devices.is_alive(device)
 
 
 def test_detach_leaves_nothing_and_can_be_repeated(served: Served) -> None:
     device = served.attach()
     served.detach()
     assert served.litter() == []
-    assert not asyncio.run(devices.is_alive(device))
+    assert not devices.is_alive(device)
     served.detach()
 
 
@@ -185,7 +185,7 @@ def test_detach_is_refused_while_the_device_is_mounted(served: Served) -> None:
         with pytest.raises(devices.DeviceError, match=f"{device.path} is mounted at {place}"):
             served.detach()
         (place / "file").write_text("works on")
-        assert asyncio.run(devices.is_alive(device))
+        assert devices.is_alive(device)
     finally:
         subprocess.run(["umount", place], check=True)
     served.detach()
@@ -201,7 +201,7 @@ def test_detach_is_refused_while_somebody_has_the_device_open(served: Served, fl
     holder.stdout.readline()
     with pytest.raises(devices.DeviceError, match=rf"python3\S* \(pid {holder.pid}\)"):
         served.detach()
-    assert asyncio.run(devices.is_alive(device))
+    assert devices.is_alive(device)
     holder.communicate(b"\n", timeout=10)
     served.detach()
     assert served.litter() == []
@@ -211,7 +211,7 @@ def test_attach_after_the_server_was_killed_makes_a_new_device(served: Served) -
     dead = served.attach()
     os.kill(dead.pid, signal.SIGKILL)
     wait_until_ended(dead.pid)
-    assert not asyncio.run(devices.is_alive(dead))
+    assert not devices.is_alive(dead)
     device = served.attach()
     assert device.pid != dead.pid
     assert read(served.link, 0, 4) == bytes(4)

@@ -499,6 +499,21 @@ def test_a_device_that_was_made_but_never_recorded_is_removed(hosts):
     assert not Path(alpha.root / "run/pathctl/va.fuse").exists()
 
 
+def test_a_device_whose_process_has_died_is_shown_so_and_made_anew(hosts):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    device = alpha.call("attach", volume="va")["device"]
+    assert alpha.volume("va")["failed"] is None
+    for process in psutil.process_iter(["cmdline"]):
+        if str(alpha.root / "run/pathctl/va.fuse") in (process.info["cmdline"] or []):
+            process.kill()
+    wait_until(lambda: alpha.volume("va")["failed"], "the volume has a note")
+    shown = alpha.volume("va")
+    assert (shown["device"], f"the process behind {device} has ended" in shown["failed"]) == (device, True)
+    alpha.call("attach", volume="va")
+    assert alpha.volume("va")["failed"] is None
+
+
 def test_a_backing_that_is_pathctls_own_or_in_use_is_refused(hosts, tmp_path):
     alpha, _ = hosts
     alpha.call("volume.create", name="va", size=SIZE)
