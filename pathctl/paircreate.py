@@ -318,8 +318,11 @@ async def _committed_after(node: Node, spec: Spec, run: _Run, error: PathctlErro
     """Whether the failed step was the commit and it has taken effect all the same."""
     if run.at != "ready":
         return False
+    # A commit that was not turned down may stand in the data plane's memory and not on its disk: only what it reads
+    # from there anew is final.
+    is_open = error.code != ErrorCode.REFUSED
     try:
-        return await is_committed(node, spec, cut=isinstance(error, NoAnswer))
+        return await is_committed(node, spec, cut=is_open)
     except PathctlError as unknown:
         node.db.set_note(spec.operation, unknown.message)
         raise PathctlError(

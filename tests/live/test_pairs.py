@@ -232,6 +232,23 @@ def test_a_failure_after_the_commit_point_undoes_nothing(hosts):
     wait_synchronized(beta)
 
 
+def test_what_a_failed_commit_has_done_is_read_anew_from_the_disk(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    pause = alpha.fault("pause", "create.ready")
+    alpha.fault("fail", "create.ready")
+    found = []
+    runner = threading.Thread(target=lambda: found.append(create(alpha)))
+    runner.start()
+    alpha.wait_reached("create.ready")
+    before = nbdkits(alpha.root)
+    pause.unlink()
+    runner.join(20)
+    assert found[0]["pair"]["committed"]
+    after = nbdkits(alpha.root)
+    assert (len(before), len(after), set(before) & set(after)) == (1, 1, set())
+
+
 POINTS = ("journal", "create_source", "create_destination", "first", "second", "greet", "ready", "committed", "done")
 
 
