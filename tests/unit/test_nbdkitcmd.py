@@ -71,7 +71,7 @@ def test_the_command_names_the_volume_and_passes_set_parameters_only():
 
 def test_all_that_the_kernel_sends_at_once_may_wait_and_others_are_still_received():
     (waiters,) = [field.default for field in dataclasses.fields(params.Params) if field.name == "max_waiters"]
-    assert max(fusefile.MAX_BACKGROUND, waiters) < nbdkitcmd.THREADS["host"]
+    assert fusefile.MAX_BACKGROUND <= waiters < nbdkitcmd.THREADS["host"]
 
 
 def test_the_environment_is_made_and_not_inherited():
