@@ -30,6 +30,8 @@ from pathlib import Path
 HOLD_S = 60.0
 RETRY_S = 0.1
 HANDSHAKE_S = 5.0
+REST_S = 5.0  # without a request, after which a connection that carried much is made anew: see Bridge._carry
+MUCH = 16 << 20
 MAX_WRITE = 1 << 20
 MAX_ZERO = 1 << 30  # of one NBD request; its length has 32 bits
 MAX_BACKGROUND = 256  # requests of the kernel at once; above the loop device's 128, and see nbdkitcmd.THREADS
@@ -99,6 +101,7 @@ class Connection:
         self.socket.settimeout(limit_s)
         self._out: deque[bytes | memoryview] = deque()
         self.queued = 0
+        self.carried = 0
         self._in = bytearray()
         try:
             self.socket.connect(path)
@@ -138,8 +141,10 @@ class Connection:
                 return size
 
     def queue(self, parts: list[bytes]) -> None:
+        length = sum(map(len, parts))
         self._out.extend(parts)
-        self.queued += sum(map(len, parts))
+        self.queued += length
+        self.carried += length
 
     def send(self) -> None:
         """As much as the socket takes now."""
@@ -169,6 +174,7 @@ class Connection:
         if not data:
             raise Lost("nbdkit closed the connection")
         self._in += data
+        self.carried += len(data)
         return self._in
 
 
@@ -193,15 +199,23 @@ class Bridge:
                 self._carry(connection)
             except Lost as lost:
                 print(f"fusefile: {lost}; connecting again", file=sys.stderr, flush=True)
-                connection.socket.close()
-                self._connection = None
+            connection.socket.close()
+            self._connection = None
 
     def _carry(self, connection: Connection) -> None:
+        """Until nothing has been asked for a while, if much was before.
+
+        Each of nbdkit's threads keeps a buffer as large as its largest request for as long as the connection lives:
+        after a megabyte through each of 288 threads that is 288 MiB, which a volume at rest shall not hold.
+        """
         poll = select.poll()
         while True:
             poll.register(self._fuse, select.POLLIN if connection.queued < MAX_QUEUED else 0)
             poll.register(connection.socket, select.POLLIN | (select.POLLOUT if connection.queued else 0))
-            for fd, _events in poll.poll():
+            ready = poll.poll(REST_S * 1000)
+            if not ready and not self._requests and connection.carried > MUCH:
+                return
+            for fd, _events in ready:
                 if fd == self._fuse:
                     self._take_requests()
                 else:

@@ -87,6 +87,7 @@ def environment(own: Mapping[str, str], priority: Path) -> dict[str, str]:
         **passed,
         "PATH": f"{bin_folder}:{own.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
         "LISTEN_FDS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "131072",  # fixed: a request's large buffer goes back to the kernel when freed
         "MALLOC_ARENA_MAX": "2",  # an arena for each of so many threads costs megabytes in a process that rests
         "GNUTLS_SYSTEM_PRIORITY_FILE": str(priority),
     }

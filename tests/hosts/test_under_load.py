@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lablib
+import psutil
 import pytest
 from hosts.scene import MIB, TRACK, Scene
 from waiting import wait_until
@@ -177,3 +178,13 @@ def test_reads_of_valid_tracks_go_on_while_a_hundred_requests_wait_for_a_peer_th
             assert [future.result(30) for future in waiting] == [4096] * 100
     finally:
         scene.lab.heal()
+
+
+def test_a_volume_at_rest_gives_back_the_memory_of_its_busy_time(scene: Scene) -> None:
+    scene.alpha.call("volume.create", name=scene.name, size=4 * SIZE)
+    device = scene.alpha.call("attach", volume=scene.name)["device"]
+    process = psutil.Process(scene.get_volume(scene.alpha)["pid"])
+    command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=1m", "--ioengine=libaio"]
+    scene.alpha.run(*command, "--direct=1", "--iodepth=64", f"--size={4 * SIZE}", "--loops=4")
+    assert process.memory_info().rss > 60 * MIB  # a megabyte for each of its threads that was used
+    wait_until(lambda: process.memory_info().rss < 30 * MIB, "30 MiB")

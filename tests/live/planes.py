@@ -69,7 +69,7 @@ class Plane:
         tls = ["--tls=require", f"--tls-psk={self.psk_file}"] if self.role == "peer" else []
         settings = {"role": self.role, "volume": self.name, "meta": self.meta, "backing": self.backing}
         settings |= {"control": self.control, **self.params}
-        threads = "160" if self.role == "host" else "1"
+        threads = "288" if self.role == "host" else "1"
         command = ["nbdkit", "--foreground", "-t", threads, *tls, "python", str(PLUGIN)]
         command += [f"{key}={value}" for key, value in settings.items()]
         environment = os.environ | {
