@@ -119,6 +119,7 @@ class Machine:
         self.owners: list[Any] = [None, None]
         self.tasks: list[Task] = []
         self.ready: list[tuple[Task, Any, Exception | None]] = []
+        self.frozen: list[tuple[int, tuple[Task, Any, Exception | None]]] = []
         self.ops: list[Op] = []
         self.net: list[Message] = []
         self.late: list[Message] = []
@@ -155,6 +156,15 @@ class Machine:
         else:
             self._begin(task, action)
         self.release_woken(task.side)
+
+    def freeze(self, item: tuple[Task, Any, Exception | None], steps: int) -> None:
+        """The thread gets no processor for a while."""
+        self.note(f"{'AB'[item[0].side]} {item[0].name} is frozen for {steps} steps")
+        self.frozen.append((self.now + steps, item))
+
+    def thaw(self) -> None:
+        self.ready += [item for until, item in self.frozen if until <= self.now and item[0].is_alive]
+        self.frozen = [(until, item) for until, item in self.frozen if until > self.now and item[0].is_alive]
 
     def release_woken(self, side: int) -> None:
         owner = self.owners[side]

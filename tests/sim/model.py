@@ -49,7 +49,7 @@ class Model:
         self.reads: list[Read] = []
         self.touched: set[int] = set()
         self.past: list[list[Write]] = [[] for _ in self.found]
-        self.reverts: list[tuple[int, float]] = []
+        self.reverts: dict[int, tuple[int, float]] = {}  # by cell: when, and when the oldest write lost had ended
         self.flushed = -1.0
 
     def start_write(self, cells: range, value: int, now: int) -> Write:
@@ -66,11 +66,12 @@ class Model:
         write.end, write.is_acked = now, True
         for cell in cells:
             self._keep(cell, [other for other in self.found[cell] if other.end >= write.start])
+            self.reverts.pop(cell, None)  # whatever was lost there, this is newer
         for cell, value in write.lost.items():  # its only copy may have gone with a sync that failed just before
             if not is_there(cell):
                 continue
             self.found[cell].append(Write(value, now, now))
-            self.reverts.append((now, now))
+            self.reverts[cell] = now, now
         self.touched.update(cells)
         self.unknown.difference_update(cells)
 
@@ -103,7 +104,7 @@ class Model:
 
     def ack_flush(self, start: int) -> None:
         """Rule 5, as far as failed syncs can show it: a loss is told at least once, by a flush that fails."""
-        for when, oldest in self.reverts:
+        for when, oldest in self.reverts.values():
             if oldest < start:
                 text = f"a flush begun at {start} is acknowledged, but a write of {oldest} was lost at {when}"
                 raise Violation(f"rule 5: {text}")
@@ -135,10 +136,10 @@ class Model:
             if fetched is None:
                 self._keep(cell, [write for write in found if write.value == value or write.end == FLIGHT])
             return
-        oldest = self._find_oldest_lost(cell, value)
+        oldest = self.find_oldest_lost(cell, value)
         if oldest < self.flushed and not is_excused:
             raise Violation(f"rule 5: {why} lost cell {cell}, written at {oldest}, flushed at {self.flushed}")
-        self.reverts.append((now, oldest))
+        self.reverts[cell] = now, oldest
         kept = [] if fetched is None else found
         self._replace(cell, value, now)
         self.found[cell] += [write for write in kept if write.end < FLIGHT]
@@ -149,7 +150,7 @@ class Model:
             self.past[cell] = (self.past[cell] + gone)[-PAST:]
             self.found[cell] = kept
 
-    def _find_oldest_lost(self, cell: int, value: int) -> float:
+    def find_oldest_lost(self, cell: int, value: int) -> float:
         """When the first acknowledged write ended that came for certain after the last one of this value."""
         known = self.past[cell] + self.found[cell]
         last = max((write.end for write in known if write.value == value), default=-1.0)

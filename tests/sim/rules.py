@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.sim.disk import PER_TRACK, A, B, Meta, Stores, View, mask_extents
-from tests.sim.model import Model, Violation
+from tests.sim.model import FLIGHT, Model, Violation
 
 
 class Rules:
@@ -26,6 +26,7 @@ class Rules:
         self.local_failure = -1
         self.now = 0
         self._blind_syncs = -1
+        self.is_table_failed = False
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
 
@@ -67,8 +68,9 @@ class Rules:
     def note_restart(self, now: int) -> None:
         """A's process begins from the disk: what only memory knew is gone."""
         view = self.view
-        if self.local_failure > self._restart:
+        if self.local_failure > self._restart and self.is_table_failed:
             self._blind_syncs = self.stores.syncs[B]
+        self.is_table_failed = False
         self._restart = now
         for (side, cell), value in self._lost.items():
             is_only = (side == B) == bool(view.invalid >> (cell // PER_TRACK) & 1)
@@ -84,7 +86,7 @@ class Rules:
         self.local_failure = self.now
 
     def _is_blind(self) -> bool:
-        """A failed, was killed, and forgot what B alone has and has not flushed: three failures with B's own."""
+        """A failed, could not write that down, was killed, and forgot what B alone has and has not flushed."""
         return self.stores.syncs[B] == self._blind_syncs
 
     def _touch(self, mask: int) -> None:
@@ -176,9 +178,23 @@ class Rules:
             return
         for cell in cells:
             here, there = (self.stores.cells[side][cell] for side in (A, B))
-            is_ours = not view.invalid >> (cell // PER_TRACK) & 1 and self._lost.get((B, cell)) != there
+            is_flying = any(write.end == FLIGHT and write.value == there for write in self.model.found[cell])
+            is_lost = is_flying or self._lost.get((B, cell)) == there
+            is_ours = not view.invalid >> (cell // PER_TRACK) & 1 and not is_lost
             if is_ours and here == value != there:
                 raise Violation(f"generations: cell {cell} was acknowledged under {header.generation}, the peer's own")
+
+    def check_flush(self, start: int) -> None:
+        """Rule 5: what was acknowledged before the flush began is durable where recovery would look for it."""
+        view = self.metas[A].view
+        for side in (A, B):
+            for cell, durable in self.stores.dirty[side].items():
+                bit = 1 << cell // PER_TRACK
+                is_needed = bool(view.invalid & bit) == (side == B) or not (view.invalid | view.owed) & bit
+                if side == B and (not view.header.committed or self._is_blind()):
+                    continue
+                if is_needed and self.model.find_oldest_lost(cell, durable) < start:
+                    raise Violation(f"rule 5: a flush begun at {start} is acknowledged; cell {cell} is not durable")
 
     # --- the other side ---
 

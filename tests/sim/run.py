@@ -12,7 +12,7 @@ from tests.sim.machine import FAULTS
 from tests.sim.world import STATES, Result, World
 
 STEPS = 2_000
-SEEDS = 200
+SEEDS = 600
 
 
 def run_seed(seed: int, steps: int = STEPS, trace: list[str] | None = None) -> Result:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import random
 import uuid
-from collections.abc import Callable, Generator
 from typing import Any
 
-from nbdplugin import actions, checkpoint, layout, modes, requests, transfer
+from nbdplugin import layout, transfer
 from nbdplugin.actions import Patience
-from nbdplugin.core import Core, Request
-from nbdplugin.decide import Kind
-from nbdplugin.errors import PathError, Refused, VolumeFailed
-from nbdplugin.geometry import Span
-from nbdplugin.requests import HostWrite
+from nbdplugin.core import Core
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
-from tests.sim.disk import CELL, EXTENT_SIZE, PER_TRACK, TRACK_SIZE, A, B, Meta, Stores
-from tests.sim.machine import FAULTS, Greet, Killed, Machine, Task
-from tests.sim.model import Model, Read, Violation, Write
+from tests.sim.client import Client
+from tests.sim.commands import Operator
+from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Meta, Stores
+from tests.sim.machine import FAULTS, Killed, Machine
+from tests.sim.model import Model, Violation
 from tests.sim.rules import Rules
 
 STATES = (
@@ -36,7 +33,6 @@ STATES = (
 )
 SETTLE_STEPS = 30_000
 MAX_CLIENTS = 6
-FINE = ("accepted", "busy", "old_session")
 
 
 def shrink() -> None:
@@ -56,8 +52,8 @@ class Result:
     errors: dict[str, int]
 
 
-class World:
-    """`core` and `target` are None while their process is dead."""
+class World(Client, Operator):
+    """One run; see `step` for what can happen."""
 
     def __init__(self, seed: int, trace: list[str] | None = None) -> None:
         shrink()
@@ -79,22 +75,10 @@ class World:
         self.machine.on_fault = self.count_fault
         self.machine.on_lost = lambda side, lost: self.rules.note_lost(side, lost, self.machine.now)
         self.machine.on_push = self.rules.check_push
-        self.core: Core | None = None
-        self.target: Target | None = None
-        self.values = 0
-        self.clients = 0
-        self.copies = 0
-        self.checkpoints = 0
-        self.is_greeting = False
-        self.is_telling = False
-        self.is_finishing = False
         self.hits: dict[tuple[str, str], int] = {}
         self.errors: dict[str, int] = {}
-        self.pairs = 0
         self.doomed: set[int] = set()
-        self.operator: Generator[Any, Any, None] | None = None
-        self.order: tuple[int, str, Callable[[], actions.Flow[Any]]] | None = None
-        self.is_settling = False
+        self.loop_until = 0
         self.max_active = rng.randint(2, 4)
         self._choose_profile()
         self.start(A)
@@ -112,15 +96,25 @@ class World:
         """Swarm testing: each seed, and each phase of it, has its own mix (Groce et al., ISSTA 2012)."""
         rng = self.rng
         rates = {"cut": 0.01, "kill A": 0.006, "kill B": 0.006, "command time-out": 0.03, "fetch time-out": 0.03}
-        rates |= {"sync A": 0.06, "write A": 0.03, "table A": 0.008, "sync B": 0.06, "write B": 0.03, "table B": 0.015}
+        rates |= {"sync A": 0.06, "write A": 0.03, "table A": 0.008, "sync B": 0.06, "write B": 0.03, "table B": 0.03}
         rates["refusal"] = 0.01
-        is_calm = rng.random() < 0.4
-        self.machine.rates = {name: 0.0 if is_calm else rates[name] * rng.choice((0, 0, 1, 2)) for name in FAULTS}
+        kind = rng.random()
+        if kind < 0.35:
+            self.machine.rates = {}
+        elif kind < 0.55:  # one fault, often: it meets states that pass quickly
+            name = rng.choice(FAULTS)
+            self.machine.rates = {name: min(0.3, rates[name] * 8)}
+        else:
+            self.machine.rates = {name: rates[name] * rng.choice((0, 0, 1, 2)) for name in FAULTS}
         self.machine.p_immediate = rng.choice((0.5, 0.8, 0.95))
         self.most_clients = rng.choice((1, 3, MAX_CLIENTS))
         self.client_weight = rng.choice((0.05, 0.15, 0.4))
         self.work_weight = rng.choice((0.05, 0.15, 0.4))
         self.order_weight = rng.choice((0.02, 0.04, 0.1))
+        self.p_freeze = rng.choice((0.0, 0.0, 0.02))
+        self.late_weight = rng.choice((0.003, 0.03, 0.1))
+        self.delete_share = rng.choice((0.1, 0.3, 0.8))
+        self.p_order = rng.choice((0.02, 0.05, 0.05, 0.3))
         self.faults_until = 0
 
     # --- processes ---
@@ -184,346 +178,9 @@ class World:
     def count_fault(self, name: str) -> None:
         if name in ("sync A", "write A"):
             self.rules.note_local_failure()
+        self.rules.is_table_failed |= name == "table A"
         for state in self.get_states():
             self.hits[name, state] = self.hits.get((name, state), 0) + 1
-
-    def count_error(self, who: str, error: Exception | None) -> None:
-        if error is not None:
-            key = f"{who}: {type(error).__name__}"
-            self.errors[key] = self.errors.get(key, 0) + 1
-
-    # --- the client ---
-
-    def spawn_client(self) -> None:
-        core, rng = self.core, self.rng
-        assert core is not None
-        if rng.random() < 0.3 and self._overwrite(core):
-            return
-        self.clients += 1
-        first = rng.randrange(self.count)
-        length = rng.choice((1, 1, 2, 3, 4, 5, 6, 9, 14))
-        if rng.random() < 0.3:
-            first, length = first // PER_TRACK * PER_TRACK, rng.randint(1, 3) * PER_TRACK
-        if self.max_active < 4 or rng.random() < 0.7:  # stay near the last request: overlaps are what breaks things
-            first = min(first % (3 * PER_TRACK) + rng.choice((0, 16, 32)), self.count - 1)
-        length = min(length, self.count - first)
-        cells = range(first, first + length)
-        what = rng.random()
-        if what < 0.4:
-            self._spawn_read(core, cells)
-        elif what < 0.95:
-            self._spawn_write(core, cells)
-        else:
-            self._spawn_flush(core)
-
-    def _spawn_read(self, core: Core, cells: range) -> None:
-        read = self.model.start_read(cells, self.machine.now)
-
-        def end(value: Any, error: Exception | None) -> None:
-            self._leave("read", error)
-            if error is None:
-                self.model.end_read(read, value, core.failed is not None)
-            else:
-                self.model.drop_read(read)
-
-        name = f"read {cells.start}+{len(cells)}"
-        self.machine.spawn(A, name, requests.read(core, cells.start * CELL, len(cells) * CELL), end)
-
-    def _spawn_write(self, core: Core, cells: range) -> None:
-        rng, now = self.rng, self.machine.now
-        kind = Kind.TRIM if rng.random() < 0.12 else Kind.WRITE
-        is_zero = kind is Kind.TRIM or rng.random() < 0.1
-        self.values += 1
-        value = 0 if is_zero else self.values
-        parts = self._cut_trim(core, cells) if kind is Kind.TRIM else [(cells, True)]
-        writes = [(self.model.start_write(part, value, now), part, is_sure) for part, is_sure in parts]
-
-        def end(_: Any, error: Exception | None) -> None:
-            self._leave(kind.name.lower(), error)
-            if error is not None and item.is_fua:
-                self.model.fail_flush()
-            if error is None and core.session is None:
-                self.rules.check_lineage(cells, value)
-            for write, part, is_sure in writes:
-                if error is None and is_sure:
-                    self.model.ack(write, part, self.machine.now, self._is_there)
-                else:
-                    self.model.fail(write, self.machine.now)
-        data = None if is_zero else (value,) * len(cells)
-        item = HostWrite(kind, cells.start * CELL, len(cells) * CELL, data, rng.random() < 0.1)
-        self.machine.spawn(A, f"{kind.name.lower()} {cells.start}+{len(cells)}", requests.write(core, item), end)
-
-    def _is_there(self, cell: int) -> bool:
-        return self.core is not None and self.core.table.invalid.get(cell // PER_TRACK)
-
-    def _cut_trim(self, core: Core, cells: range) -> list[tuple[range, bool]]:
-        """A trim may leave out what covers an invalid track in part."""
-        first = -(-cells.start // PER_TRACK) * PER_TRACK
-        stop = cells.stop if cells.stop == self.count else cells.stop // PER_TRACK * PER_TRACK
-        if first >= stop:
-            return [(cells, False)]
-        parts = [(range(cells.start, first), False), (range(first, stop), True), (range(stop, cells.stop), False)]
-        return [(part, is_sure) for part, is_sure in parts if len(part)]
-
-    def _spawn_flush(self, core: Core) -> None:
-        start = self.model.start_flush(self.machine.now)
-
-        def end(_: Any, error: Exception | None) -> None:
-            self._leave("flush", error)
-            if error is None:
-                self.model.ack_flush(start)
-            else:
-                self.model.fail_flush()
-
-        self.machine.spawn(A, "flush", requests.flush(core), end)
-
-    def _leave(self, who: str, error: Exception | None) -> None:
-        self.clients = max(0, self.clients - 1)
-        self.count_error(who, error)
-
-    # --- the source's own threads ---
-
-    def establish(self, core: Core) -> actions.Flow[None]:
-        """As nbdplugin.link does."""
-        greeting, _ = yield from self.greet(core)
-        if greeting is None:
-            return
-        epoch = _["epoch"]
-        try:
-            is_pushing = yield from modes.note_accepted(core, greeting, epoch)
-            is_told = False
-            while True:
-                if is_pushing and not is_told:
-                    yield actions.PeerTell(greeting.session, {"op": "begin"})
-                    is_told = True
-                if (yield from modes.session_up(core, greeting.session, is_told)):
-                    return
-                is_pushing = True
-        except PathError:
-            self.machine.end_conn(self.machine.conns.get(greeting.session))
-            raise
-
-    def greet(self, core: Core) -> actions.Flow[Any]:
-        greeting = yield from modes.begin_session(core)
-        fields = greeting.to_json() | {"ancestors": list(greeting.ancestors)}
-        answer = yield Greet(fields)
-        verdict = answer["verdict"]
-        if verdict == "accepted":
-            return greeting, answer
-        if verdict == "old_session":
-            core.table.header.session = max(core.table.header.session, answer["session"])
-        is_deleted = core.table.header.pair != greeting.pair
-        is_deleting = verdict == "wrong_pair" and (is_deleted or self.operator is not None)
-        if greeting.committed and verdict not in FINE and not is_deleting:
-            raise Violation(f"the peer of a committed pair refuses: {verdict}")
-        if verdict == "incomplete":
-            raise Refused("incomplete")
-        return None, answer
-
-    def keep_alive(self, core: Core) -> actions.Flow[None]:
-        session = core.session
-        assert session is not None
-        try:
-            yield actions.PeerTell(session, {"op": "alive"})
-        except PathError as error:
-            yield from modes.lose_session(core, session, str(error))
-
-    def keep_checkpoint(self, core: Core) -> actions.Flow[None]:
-        request = Request()
-        yield from core.admit(request)
-        try:
-            yield from checkpoint.checkpoint(core)
-        finally:
-            core.depart(request)
-
-    def spawn_link(self, core: Core) -> None:
-        self.is_greeting = True
-
-        def end(_: Any, error: Exception | None) -> None:
-            self.is_greeting = False
-            self.count_error("greeting", error)
-
-        self.machine.spawn(A, "link", self.establish(core), end)
-
-    def spawn_alive(self, core: Core) -> None:
-        self.is_telling = True
-
-        def end(_: Any, error: Exception | None) -> None:
-            self.is_telling = False
-
-        self.machine.spawn(A, "alive", self.keep_alive(core), end)
-
-    def spawn_checkpoint(self, core: Core) -> None:
-        self.checkpoints += 1
-
-        def end(_: Any, error: Exception | None) -> None:
-            self.checkpoints = max(0, self.checkpoints - 1)
-            self.count_error("checkpoint", error)
-
-        self.machine.spawn(A, "checkpoint", self.keep_checkpoint(core), end)
-
-    def spawn_finish(self, core: Core) -> None:
-        self.is_finishing = True
-
-        def end(_: Any, error: Exception | None) -> None:
-            self.is_finishing = False
-            self.count_error("finish", error)
-
-        self.machine.spawn(A, "finish", modes.finish(core), end)
-
-    def spawn_copy(self, core: Core) -> bool:
-        cursor = self.rng.choice((0, self.rng.randrange(core.table.geometry.tracks)))
-        found = transfer.find_next(core, cursor) or transfer.find_next(core, 0)
-        if found is None:
-            return False
-        run, is_pull = found
-        run = Span(run.first, min(run.count, self.rng.choice((1, 2, 8))))
-        self.copies += 1
-
-        def end(_: Any, error: Exception | None) -> None:
-            self.copies = max(0, self.copies - 1)
-            self.count_error("copy", error)
-
-        self.machine.spawn(A, f"copy {run.first}+{run.count}", transfer.copy_run(core, run, is_pull), end)
-        return True
-
-    def spawn_work(self) -> bool:
-        """One of the threads that are not the client's has something to do."""
-        core = self.core
-        if core is None:
-            return False
-        header, rng = core.table.header, self.rng
-        choices: list[Callable[[], object]] = []
-        if core.session is None:
-            if header.committed and header.ready and not self.is_greeting and not core.is_read_only:
-                choices.append(lambda: self.spawn_link(core))
-        else:
-            conn = self.machine.conns.get(core.session)
-            if not self.is_telling and (conn is None or not conn.is_alive or rng.random() < 0.05):
-                choices.append(lambda: self.spawn_alive(core))
-            if self.copies < 3 and (core.table.owed.count or core.table.invalid.count):
-                choices += [lambda: self.spawn_copy(core)] * 4
-            elif not self.is_finishing and not core.is_complete and not core.table.owed.count:
-                choices.append(lambda: self.spawn_finish(core))
-        if self.checkpoints < 2 and core.failed is None and checkpoint.is_due(core):
-            choices.append(lambda: self.spawn_checkpoint(core))
-        if not choices:
-            return False
-        rng.choice(choices)()
-        return True
-
-    # --- the operator ---
-
-    def advance_operator(self) -> bool:
-        """Gives the next command if its host is up; True if something was started."""
-        if self.operator is None:
-            self.operator = self.choose_order()
-            self._answer_operator(None, first=True)
-        if self.order is None or self.machine.owners[self.order[0]] is None:
-            return False
-        side, name, make = self.order
-        self.order = None
-
-        def end(value: Any, error: Exception | None) -> None:
-            self.count_error(name, error)
-            self._answer_operator(error)
-
-        self.machine.spawn(side, name, make(), end)
-        return True
-
-    def _answer_operator(self, error: Exception | None, first: bool = False) -> None:
-        assert self.operator is not None
-        try:
-            self.order = next(self.operator) if first else self.operator.send(error)
-        except StopIteration:
-            self.operator = self.order = None
-
-    def choose_order(self) -> Generator[Any, Any, None]:
-        core, rng = self.core, self.rng
-        if core is None:
-            return
-        header = core.table.header
-        if header.pair is None:
-            yield from self.create(self._choose_side(core))
-        elif self.is_settling or not header.ready:
-            yield from self.command(A, "resume", lambda: modes.resume(self._get_core(), header.pair or ""))
-        elif rng.random() < 0.3:
-            yield from self.delete(header.pair)
-        else:
-            yield from self.command(A, "suspend", lambda: modes.suspend(self._get_core(), header.pair or ""))
-
-    def _choose_side(self, core: Core) -> str:
-        """The side to mark invalid; at times one that must be refused."""
-        can_push = not core.table.invalid.count
-        can_pull = self.target is None or not self.target.is_incomplete
-        if self.is_settling or (can_push != can_pull and self.rng.random() < 0.9):
-            return "destination" if can_push else "source"
-        return self.rng.choice(("source", "destination"))
-
-    def _get_core(self) -> Core:
-        assert self.core is not None
-        return self.core
-
-    def _get_target(self) -> Target:
-        assert self.target is not None
-        return self.target
-
-    def command(self, side: int, name: str, make: Callable[[], actions.Flow[Any]], tries: int = 50) -> Any:
-        """Repeated until it is answered; an operator restarts what has failed.  Result: the refusal, or None."""
-        for _ in range(tries):
-            error = yield side, name, make
-            if error is None or isinstance(error, Refused):
-                return error
-            if isinstance(error, VolumeFailed):
-                self.doomed.add(side)
-        raise Violation(f"{name} fails again and again: {error!r}")
-
-    def create(self, invalidate: str) -> Generator[Any, Any, None]:
-        self.pairs += 1
-        pair = f"pair-{self.pairs}"
-        halves = [
-            (A, "connect A", lambda: modes.connect(self._get_core(), pair, pair, "B", invalidate)),
-            (B, "connect B", lambda: self._get_target().connect(pair, pair, "A", invalidate)),
-        ]
-        if self.rng.random() < 0.5:
-            halves.reverse()
-        for side, name, make in halves:
-            if (yield from self.command(side, name, make)) is not None:
-                yield from self.undo(pair)
-                return
-        for attempt in range(50):
-            error = yield A, "commit", lambda: self.make_ready(self._get_core(), pair)
-            if error is None:
-                return
-            if isinstance(error, VolumeFailed):
-                self.doomed.add(A)
-            is_surely_not = not isinstance(error, (Killed, VolumeFailed)) and not self.rules.view.header.committed
-            if is_surely_not and (isinstance(error, Refused) or attempt > 3):
-                yield from self.undo(pair)
-                return
-        raise Violation(f"commit fails again and again: {error!r}")
-
-    def make_ready(self, core: Core, pair: str) -> actions.Flow[None]:
-        if core.table.header.committed:
-            return
-        self.is_greeting = True
-        try:
-            greeting, answer = yield from self.greet(core)
-        finally:
-            self.is_greeting = False
-        if greeting is None:
-            raise PathError("busy")
-        self.machine.end_conn(self.machine.conns.get(greeting.session))
-        clients = self.rng.choice((0, 0, 0, 1))
-        yield from modes.commit(core, pair, lambda: clients, (answer["generation"], *answer["ancestors"]))
-
-    def undo(self, pair: str) -> Generator[Any, Any, None]:
-        yield from self.command(B, "disconnect B", lambda: self._get_target().disconnect(pair))
-        yield from self.command(A, "disconnect A", lambda: modes.disconnect(self._get_core(), pair))
-
-    def delete(self, pair: str) -> Generator[Any, Any, None]:
-        yield from self.command(A, "stop", lambda: modes.stop(self._get_core(), pair))
-        yield from self.undo(pair)
 
     # --- steps ---
 
@@ -542,9 +199,8 @@ class World:
             return True
         if rng.random() < self.work_weight and self.spawn_work():
             return True
-        if rng.random() < self.order_weight and (self.order is not None or self.operator is None):
-            if self._is_order_wanted() and self.advance_operator():
-                return True
+        if rng.random() < self.order_weight and self._is_order_wanted() and self.advance_operator():
+            return True
         return self._proceed() or self._start_anything()
 
     def _can_serve(self) -> bool:
@@ -552,20 +208,21 @@ class World:
 
     def _is_order_wanted(self) -> bool:
         """Commands on a committed, ready pair are rarer, so that copies get somewhere."""
-        core = self.core
-        if self.operator is not None or core is None:
-            return True
-        if core.table.header.ready:
-            return not self.is_settling and self.rng.random() < 0.05
+        if self.operator is not None:
+            return self.order is not None
+        if self.core is not None and self.core.table.header.ready:
+            return not self.is_settling and self.rng.random() < self.p_order
         return True
 
     def _proceed(self) -> bool:
         machine, rng = self.machine, self.rng
+        if machine.frozen:
+            machine.thaw()
         pools: list[Any] = [pool for pool in (machine.ready, machine.ops, machine.net, machine.broken) if pool]
-        if machine.late and (not pools or rng.random() < 0.03):
+        if machine.late and (not pools or self.is_settling or rng.random() < self.late_weight):
             pools = [machine.late]
         if not pools:
-            return False
+            return bool(machine.frozen)
         pool = rng.choice(pools)
         index = rng.randrange(len(pool))
         item = pool[index]
@@ -576,7 +233,10 @@ class World:
         pool[index] = pool[-1]
         pool.pop()
         if pool is machine.ready:
-            machine.resume(*item)
+            if rng.random() < self.p_freeze and not self.is_settling:
+                machine.freeze(item, rng.randint(10, 200))
+            else:
+                machine.resume(*item)
         elif pool is machine.broken:
             machine.tell_broken(item)
         else:
@@ -616,8 +276,10 @@ class World:
         elif machine.fault("cut"):
             machine.is_link_up = False
             machine.end_conns()
-        if self.core is not None and machine.fault("kill A"):
+        if self.core is not None and (machine.fault("kill A") or rng.random() < self.get_loop_rate()):
             self.kill(A)
+            if rng.random() < 0.3:  # and again soon, while the traces of this one are fresh
+                self.loop_until = machine.now + 60
         if self.target is not None and machine.fault("kill B"):
             self.kill(B)
         if self.core is not None and self.core.failed is not None and rng.random() < 0.02:
@@ -625,6 +287,9 @@ class World:
         if self.target is not None and self.target.failed is not None and rng.random() < 0.02:
             self.kill(B)
         return self._lose_patience()
+
+    def get_loop_rate(self) -> float:
+        return 0.05 if self.machine.now < self.loop_until else 0.0
 
     def _lose_patience(self) -> bool:
         waiting = [t for t in self.machine.tasks if t.waiter is not None and t.patience is not Patience.SHORT]
@@ -649,7 +314,7 @@ class World:
             self.settle()
         except Violation as error:
             violation = str(error)
-        except Exception as error:  # noqa: BLE001 - any error of a flow is a finding, shown with its seed
+        except Exception as error:
             violation = f"{type(error).__name__}: {error}"
             if self.machine.trace is not None:
                 raise
@@ -686,30 +351,6 @@ class World:
         if self.core is not None and not self.clients:
             self._overwrite(self.core)
 
-    def _overwrite(self, core: Core) -> bool:
-        """Without a pair nobody has the data of invalid tracks: they are written anew."""
-        if core.table.header.pair is not None or not core.table.invalid.count:
-            return False
-        self.clients += 1
-        first, count = core.table.invalid.find_run(0, 4) or (0, 1)
-        offset, length = core.table.geometry.get_range(Span(first, count))
-        self._spawn_write_at(core, range(offset // CELL, (offset + length) // CELL))
-        return True
-
-    def _spawn_write_at(self, core: Core, cells: range) -> None:
-        self.values += 1
-        write = self.model.start_write(cells, self.values, self.machine.now)
-        item = HostWrite(Kind.WRITE, cells.start * CELL, len(cells) * CELL, (self.values,) * len(cells))
-
-        def end(_: Any, error: Exception | None) -> None:
-            self._leave("overwrite", error)
-            if error is None:
-                self.model.ack(write, cells, self.machine.now)
-            else:
-                self.model.fail(write, self.machine.now)
-
-        self.machine.spawn(A, "overwrite", requests.write(core, item), end)
-
     def is_settled(self) -> bool:
         core, machine = self.core, self.machine
         if core is None or self.target is None or core.session is None or not core.is_complete or self.operator:
@@ -723,6 +364,3 @@ class World:
         if len(core.gate) or core.in_flight or core.waiting or any(core.queues.values()):
             raise Violation("something is left in the gate, the admission or a queue")
         return True
-
-
-__all__ = ["EXTENT_SIZE", "Read", "Result", "Task", "World", "Write"]

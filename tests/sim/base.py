@@ -1,0 +1,49 @@
+"""base - what the parts of a World have in common."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from typing import Any
+
+from nbdplugin import actions
+from nbdplugin.core import Core
+from nbdplugin.target import Target
+from tests.sim.disk import Stores
+from tests.sim.machine import Machine
+from tests.sim.model import Model
+from tests.sim.rules import Rules
+
+
+class Base:
+    """`core` and `target` are None while their process is dead."""
+
+    rng: random.Random
+    machine: Machine
+    stores: Stores
+    model: Model
+    rules: Rules
+    core: Core | None = None
+    target: Target | None = None
+    count: int
+    max_active: int
+    delete_share = 0.3
+    values = 0
+    clients = 0
+    copies = 0
+    checkpoints = 0
+    pairs = 0
+    is_greeting = False
+    is_telling = False
+    is_finishing = False
+    is_settling = False
+    doomed: set[int]
+    operator: Generator[Any, Any, None] | None = None
+    order: tuple[int, str, Callable[[], actions.Flow[Any]]] | None = None
+    errors: dict[str, int]
+
+    def count_error(self, who: str, error: Exception | None) -> None:
+        """For `run --errors`: what requests and commands are answered."""
+        if error is not None:
+            key = f"{who}: {type(error).__name__}"
+            self.errors[key] = self.errors.get(key, 0) + 1
