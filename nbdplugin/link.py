@@ -22,8 +22,6 @@ from nbdplugin.params import Params
 from nbdplugin.peer import Address, Connection, Session
 from nbdplugin.store import Store
 
-URGENT = 8
-COPY = 4
 SESSION_JUMP_MOST = 1 << 32  # the peer's number is not trusted further than this
 _ALIVE_S = 1.0
 _RETRY_S = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -194,17 +192,9 @@ class Link:
     def _open(self, greeting: Greeting, meta: Connection) -> Session:
         address = self._address
         assert address is not None
-        opened: list[Connection] = []
-        try:
-            for number in range(URGENT + COPY):
-                use = "host" if number < URGENT else "copy"
-                export = f"data/{greeting.pair}/{greeting.session}/{use}"
-                opened.append(Connection(address, export, self._params.link_timeout_s))
-        except PeerLost:
-            for connection in opened:
-                connection.shut()
-            raise
-        return Session(greeting.session, meta, opened[:URGENT], opened[URGENT:])
+        export = f"data/{greeting.pair}/{greeting.session}"
+        timeout_s = self._params.link_timeout_s
+        return Session(greeting.session, meta, lambda use: Connection(address, f"{export}/{use}", timeout_s))
 
     def _keep(self, session: Session) -> None:
         """Returns when the session is over, whoever ended it."""

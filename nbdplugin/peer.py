@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import nbd
 from nbdplugin.errors import PeerLost, PeerRefused
 
 META_REPLY = 16 << 10
+URGENT_MOST = 8
+COPY_MOST = 4
 _WATCH_S = 0.2
 _TCP_USER_TIMEOUT = 18  # linux/tcp.h
 _LENGTH = struct.Struct(">I")
@@ -151,27 +154,42 @@ def _explain(error: Exception) -> str:
 
 
 class Pool:
-    """Connections of one purpose; each is taken by one thread at a time, the latest used first."""
+    """Connections of one purpose, opened when first needed, at most `most`; each is taken by one thread at a time."""
 
-    def __init__(self, connections: list[Connection]) -> None:
-        self._free = connections
+    def __init__(self, open_one: Callable[[], Connection], most: int) -> None:
+        self._open_one = open_one
+        self._most = most
+        self._opened = 0
+        self._free: list[Connection] = []
         self._change = threading.Condition()
         self._is_shut = False
 
     @contextmanager
     def take(self) -> Iterator[Connection]:
         """Waits until one is free, which the limit of each call bounds; raises PeerLost when the session is over."""
-        with self._change:
-            self._change.wait_for(lambda: self._free or self._is_shut)
-            if self._is_shut:
-                raise PeerLost("the session is over")
-            connection = self._free.pop()
+        connection = self._get()
         try:
             yield connection
         finally:
             with self._change:
                 self._free.append(connection)
                 self._change.notify()
+
+    def _get(self) -> Connection:
+        with self._change:
+            self._change.wait_for(lambda: self._free or self._is_shut or self._opened < self._most)
+            if self._is_shut:
+                raise PeerLost("the session is over")
+            if self._free:
+                return self._free.pop()
+            self._opened += 1
+        try:
+            return self._open_one()
+        except PeerLost:
+            with self._change:
+                self._opened -= 1
+                self._change.notify()
+            raise
 
     def shut(self) -> None:
         with self._change:
@@ -182,30 +200,44 @@ class Pool:
 class Session:
     """Every connection of one session; they end together.  `is_over` is set once they do."""
 
-    def __init__(self, number: int, meta: Connection, urgent: list[Connection], copy: list[Connection]) -> None:
+    def __init__(self, number: int, meta: Connection, connect: Callable[[str], Connection]) -> None:
+        """`connect` opens a data connection for a use, "host" or "copy"."""
         self.number = number
         self.meta = meta
         self.meta_lock = threading.Lock()
-        self.urgent = Pool(list(urgent))
-        self.copy = Pool(list(copy))
+        self.urgent = Pool(functools.partial(self._open, connect, "host"), URGENT_MOST)
+        self.copy = Pool(functools.partial(self._open, connect, "copy"), COPY_MOST)
         self.is_over = threading.Event()
         self.reason: str | None = None
-        self._all = [meta, *urgent, *copy]
+        self._lock = threading.Lock()
+        self._all = [meta]
         threading.Thread(target=self._watch, name=f"watch-{number}", daemon=True).start()
+
+    def _open(self, connect: Callable[[str], Connection], use: str) -> Connection:
+        connection = connect(use)
+        with self._lock:
+            self._all.append(connection)
+            is_over = self.is_over.is_set()
+        if is_over:
+            connection.shut()
+            raise PeerLost(self.reason or "the session is over")
+        return connection
 
     def end(self, reason: str | None = None) -> None:
         """Shuts every connection; returns once no call can succeed any more.  The first reason stays."""
-        self.reason = self.reason or reason
-        self.is_over.set()
+        with self._lock:
+            self.reason = self.reason or reason
+            self.is_over.set()
+            connections = list(self._all)
         self.urgent.shut()
         self.copy.shut()
-        for connection in self._all:
+        for connection in connections:
             connection.shut()
 
     def _watch(self) -> None:
         while not self.is_over.wait(_WATCH_S):
             now = time.monotonic()
-            if any(deadline < now for c in self._all if (deadline := c.deadline) is not None):
+            if any(deadline < now for c in list(self._all) if (deadline := c.deadline) is not None):
                 self.end("the peer left a request unanswered for too long")
 
 

@@ -26,7 +26,7 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 KILL_LIMIT_S = 10.0
 LOOK_S = 0.005
-LONGEST_LOOK_S = 0.1
+LONGEST_LOOK_S = 0.01  # a start takes a tenth of a second: a longer look would be felt
 
 # Must not be waited for by anybody who holds the volume's lock, which it takes: `running` waits for the process only.
 Started = Callable[[str], Awaitable[None]]
