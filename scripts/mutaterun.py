@@ -191,7 +191,15 @@ def run_tests(tree: Path, numbers: list[int]) -> dict[int, bool]:
     report_file = tree / "report.xml"
     report_file.unlink(missing_ok=True)
     chosen = " or ".join(f"statement-{number:02d}" for number in numbers)
-    command: list[str | Path] = [tree / ".venv/bin/python", "-m", "pytest", "-p", "no:cacheprovider", "-q", "--timeout=90"]
+    command: list[str | Path] = [
+        tree / ".venv/bin/python",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "--timeout=90",
+    ]
     subprocess.run(
         [*command, f"--junit-xml={report_file}", "tests/hosts/test_statements.py", "-k", chosen],
         cwd=tree,
