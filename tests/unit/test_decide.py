@@ -1,4 +1,4 @@
-"""The request table against DESIGN section 4, written out a second time and the other way round."""
+"""Every row of the request table, written down from DESIGN section 4 and not from the code."""
 
 from __future__ import annotations
 
@@ -6,40 +6,51 @@ import itertools
 
 import pytest
 
-from nbdplugin.decide import TABLE, Cover, Kind, Path, Step, decide
+from nbdplugin import decide
+from nbdplugin.decide import Cover, Kind, Path, Step
 
-CHANGES = (Kind.WRITE, Kind.TRIM)
-
-
-def get_expected(kind: Kind, cover: Cover, path: Path) -> Step:
-    invalid = cover in (Cover.PART, Cover.WHOLE)
-    if kind is Kind.TRIM and cover is Cover.PART:
-        return Step.SKIP
-    if (kind is Kind.READ and invalid) or cover is Cover.PART:
-        return {Path.ALONE: Step.FAIL, Path.NOT_READY: Step.WAIT, Path.READY: Step.FETCH}[path]
-    if kind is Kind.READ or path is Path.ALONE:
-        return Step.LOCAL
-    if path is Path.NOT_READY:
-        return Step.OWE
-    return Step.LOCAL if cover is Cover.OWED else Step.BOTH
-
-
-@pytest.mark.parametrize(("kind", "cover", "path"), list(itertools.product(Kind, Cover, Path)))
-def test_every_combination_is_decided_as_designed(kind: Kind, cover: Cover, path: Path) -> None:
-    assert decide(kind, cover, path) is get_expected(kind, cover, path)
-
-
-def test_the_table_has_every_combination_and_no_other() -> None:
-    assert set(TABLE) == set(itertools.product(Kind, Cover, Path))
-
-
-def test_nothing_invalid_is_ever_read_from_here() -> None:
-    for cover, path in itertools.product((Cover.PART, Cover.WHOLE), Path):
-        assert decide(Kind.READ, cover, path) not in (Step.LOCAL, Step.BOTH, Step.OWE)
+# DESIGN's table: path ready, path not ready.  A volume without a pair: as not ready, but nothing is owed to anybody
+# and nobody will bring what is invalid.
+ROWS = """
+read   valid   here               | here                     | here
+read   owed    here               | here                     | here
+read   part    fetch              | wait                     | fail
+read   whole   fetch              | wait                     | fail
+write  valid   both               | here and owed            | here
+write  owed    here               | here and owed            | here
+write  part    fetch              | wait                     | fail
+write  whole   both               | here and owed            | here
+trim   valid   both               | here and owed            | here
+trim   owed    here               | here and owed            | here
+trim   part    skip               | skip                     | skip
+trim   whole   both               | here and owed            | here
+"""
+MEANING = {
+    "here": Step.LOCAL,
+    "both": Step.BOTH,
+    "here and owed": Step.OWE,
+    "fetch": Step.FETCH,
+    "wait": Step.WAIT,
+    "fail": Step.FAIL,
+    "skip": Step.SKIP,
+}
 
 
-def test_no_change_is_kept_from_a_peer_without_being_owed() -> None:
-    for kind, cover in itertools.product(CHANGES, Cover):
-        assert decide(kind, cover, Path.NOT_READY) is not Step.LOCAL
-        if cover is not Cover.OWED:
-            assert decide(kind, cover, Path.READY) is not Step.LOCAL
+def read_rows() -> dict[tuple[Kind, Cover, Path], Step]:
+    table = {}
+    for line in ROWS.strip().splitlines():
+        kind, cover, rest = line.split(maxsplit=2)
+        for path, word in zip((Path.READY, Path.NOT_READY, Path.ALONE), rest.split("|"), strict=True):
+            table[Kind[kind.upper()], Cover[cover.upper()], path] = MEANING[word.strip()]
+    return table
+
+
+@pytest.mark.parametrize(
+    "case", list(itertools.product(Kind, Cover, Path)), ids=lambda c: "-".join(item.name for item in c)
+)
+def test_a_request_is_dealt_with_as_the_design_says(case: tuple[Kind, Cover, Path]) -> None:
+    assert decide.decide(*case) is read_rows()[case]
+
+
+def test_the_table_has_no_row_that_the_design_has_not() -> None:
+    assert set(decide.TABLE) == set(read_rows())

@@ -1,59 +1,74 @@
-"""The gate against a naive model: who entered first goes first, and nothing that overlaps is in together."""
+"""The gate against a list that is looked through anew each time."""
 
 from __future__ import annotations
-
-import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdplugin.gate import Gate, Ticket
 
-
-def get_admitted(order: list[Ticket]) -> set[Ticket]:
-    """Those that nothing before them, in or waiting, overlaps."""
-    return {
-        ticket for index, ticket in enumerate(order) if not any(ticket.overlaps(before) for before in order[:index])
-    }
+RANGES = st.tuples(st.integers(0, 12), st.integers(1, 6))
+STEPS = st.lists(st.tuples(st.sampled_from(["enter", "try", "leave"]), RANGES, st.integers(0, 20)), max_size=60)
 
 
-@given(seed=st.integers(0, 1 << 32))
-def test_first_come_first_served(seed: int) -> None:
-    rng, gate, order = random.Random(seed), Gate(), list[Ticket]()
-    for _ in range(60):
-        if order and rng.random() < 0.45:
-            leaving = rng.choice([ticket for ticket in order if ticket.is_in])
-            before = {ticket for ticket in order if ticket.is_in}
-            admitted = gate.leave(leaving)
-            order.remove(leaving)
-            assert set(admitted) == get_admitted(order) - before
-        elif rng.random() < 0.3:
-            offset, length = rng.randrange(100), rng.randrange(1, 30)
-            probe = Ticket(offset, length, None)
-            is_free = not any(probe.overlaps(other) for other in order)
-            ticket = gate.try_enter(offset, length)
-            assert (ticket is not None) == is_free
-            if ticket is not None:
-                order.append(ticket)
+class Naive:
+    """In order of arrival; one is in if nothing that came before it overlaps it."""
+
+    def __init__(self) -> None:
+        self.line: list[tuple[int, int, int]] = []
+
+    def get_in(self) -> set[int]:
+        return {
+            number
+            for place, (number, start, end) in enumerate(self.line)
+            if not any(start < other_end and other_start < end for _, other_start, other_end in self.line[:place])
+        }
+
+
+@given(STEPS)
+def test_it_admits_as_a_line_would(steps: list[tuple[str, tuple[int, int], int]]) -> None:
+    gate, naive, tickets = Gate(), Naive(), dict[int, Ticket]()
+    for number, (what, (offset, length), choice) in enumerate(steps):
+        before = naive.get_in()
+        if what == "leave":
+            inside = sorted(before)
+            if not inside:
+                continue
+            leaver = inside[choice % len(inside)]
+            admitted = gate.leave(tickets.pop(leaver))
+            naive.line = [item for item in naive.line if item[0] != leaver]
+            new = naive.get_in() - before
+            assert [ticket.owner for ticket in admitted] == sorted(new)
+        elif what == "enter":
+            tickets[number] = gate.enter(offset, length, number)
+            naive.line.append((number, offset, offset + length))
         else:
-            order.append(gate.enter(rng.randrange(100), rng.randrange(1, 30)))
-        assert {ticket for ticket in order if ticket.is_in} == get_admitted(order)
-        assert len(gate) == len(order)
+            probe = gate.try_enter(offset, length)
+            is_free = not any(offset < end and start < offset + length for _, start, end in naive.line)
+            assert (probe is not None) == is_free
+            if probe is not None:
+                probe.owner = number
+                tickets[number] = probe
+                naive.line.append((number, offset, offset + length))
+        assert {owner for owner, ticket in tickets.items() if ticket.is_in} == naive.get_in()
+        assert len(gate) == len(naive.line)
 
 
-def test_a_run_is_taken_whole_or_not_at_all() -> None:
+@given(STEPS)
+def test_no_two_that_are_in_overlap(steps: list[tuple[str, tuple[int, int], int]]) -> None:
     gate = Gate()
-    gate.enter(10, 1)
-    assert gate.try_enter(0, 11) is None
-    assert gate.try_enter(0, 10) is not None
-    assert len(gate) == 2
+    tickets = [gate.enter(offset, length) for _, (offset, length), _ in steps]
+    while tickets:
+        inside = [ticket for ticket in tickets if ticket.is_in]
+        assert inside
+        assert not any(one is not other and one.overlaps(other) for one in inside for other in inside)
+        gate.leave(inside[0])
+        tickets.remove(inside[0])
 
 
-def test_a_later_request_does_not_overtake_one_that_waits() -> None:
+def test_one_that_waits_holds_back_who_comes_later_and_overlaps_only_it() -> None:
     gate = Gate()
-    first = gate.enter(0, 10)
-    waiting = gate.enter(5, 10)
-    late = gate.enter(12, 4)
-    assert (waiting.is_in, late.is_in) == (False, False)
-    assert gate.leave(first) == [waiting]
-    assert gate.leave(waiting) == [late]
+    first, second, third = gate.enter(0, 2), gate.enter(1, 2), gate.enter(2, 2)
+    assert (first.is_in, second.is_in, third.is_in) == (True, False, False)
+    assert gate.leave(first) == [second]
+    assert gate.leave(second) == [third]

@@ -1,11 +1,12 @@
-"""Pages: sealed, recognised, and never taken for another's."""
+"""Pages of the metadata file: whatever happened to one, it is recognised or it is not that page."""
 
 from __future__ import annotations
 
+import random
 import uuid
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdplugin import layout
@@ -13,56 +14,88 @@ from nbdplugin.errors import TableDamaged
 from nbdplugin.layout import Page
 
 VOLUME = uuid.UUID(int=7)
-PAYLOAD = bytes(range(256)) * 15
-RAW = layout.encode(layout.KIND_BITS, 3, 9, VOLUME, PAYLOAD)
 
 
-def test_a_page_comes_back_as_it_was() -> None:
-    assert layout.decode(RAW, layout.KIND_BITS, 3, VOLUME) == Page(3, 9, PAYLOAD)
+def make(payload: bytes = b"payload", index: int = 3, sequence: int = 9) -> bytes:
+    return layout.encode(layout.KIND_BITS, index, sequence, VOLUME, payload)
 
 
-@settings(max_examples=300)
-@given(bit=st.integers(0, len(RAW) * 8 - 1))
-def test_every_flipped_bit_is_noticed(bit: int) -> None:
-    spoiled = bytearray(RAW)
-    spoiled[bit // 8] ^= 1 << bit % 8
-    assert layout.decode(bytes(spoiled), layout.KIND_BITS, 3, VOLUME) is None
+@given(st.binary(max_size=2 * layout.PLANE_BYTES), st.integers(0, 1 << 63), st.integers(1, 1 << 63))
+def test_a_page_is_read_as_it_was_written(payload: bytes, index: int, sequence: int) -> None:
+    raw = make(payload, index, sequence)
+    assert len(raw) == layout.PAGE_SIZE
+    assert layout.decode(raw, layout.KIND_BITS, index, VOLUME) == Page(index, sequence, payload)
 
 
-@given(cut=st.integers(1, layout.PAGE_SIZE - 1))
-def test_a_half_written_page_is_noticed(cut: int) -> None:
-    newer = layout.encode(layout.KIND_BITS, 3, 10, VOLUME, PAYLOAD[::-1])
-    torn = newer[:cut] + RAW[cut:]
-    assert torn in (RAW, newer) or layout.decode(torn, layout.KIND_BITS, 3, VOLUME) is None
+def test_every_flipped_byte_is_noticed() -> None:
+    raw = make(random.Random(1).randbytes(2 * layout.PLANE_BYTES))
+    for at in range(len(raw)):
+        bad = raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :]
+        assert layout.decode(bad, layout.KIND_BITS, 3, VOLUME) is None, f"byte {at}"
 
 
-def test_a_page_of_another_place_kind_or_volume_is_not_taken() -> None:
-    assert layout.decode(RAW, layout.KIND_BITS, 4, VOLUME) is None
-    assert layout.decode(RAW, layout.KIND_HEADER, 3, VOLUME) is None
-    assert layout.decode(RAW, layout.KIND_BITS, 3, uuid.UUID(int=8)) is None
+def test_every_flipped_byte_of_a_header_is_noticed() -> None:
+    raw = layout.encode(layout.KIND_HEADER, 0, 9, VOLUME, b"{}")
+    assert len(raw) == layout.HEADER_SIZE
+    for at in range(len(raw)):
+        bad = raw[:at] + bytes([raw[at] ^ 0x80]) + raw[at + 1 :]
+        assert layout.decode(bad, layout.KIND_HEADER, 0, None) is None, f"byte {at}"
 
 
-def test_zeroes_were_never_written() -> None:
-    assert layout.decode(bytes(layout.PAGE_SIZE), layout.KIND_BITS, 3, VOLUME) == Page(3, 0, b"")
+@given(st.integers(1, layout.PAGE_SIZE - 1))
+def test_a_page_written_in_part_over_its_predecessor_is_noticed(at: int) -> None:
+    old, new = make(bytes(4032), sequence=1), make(b"\xff" * 4032, sequence=2)
+    torn = new[:at] + old[at:]
+    assert torn in (old, new) or layout.decode(torn, layout.KIND_BITS, 3, VOLUME) is None
 
 
-def test_another_version_is_refused_with_its_number() -> None:
-    front = bytearray(RAW)
-    front[8] = 2
-    sealed = bytes(front[:48]) + layout._seal(bytes(front[:48]), bytes(front[64:])) + bytes(front[64:])
+@pytest.mark.parametrize(
+    ("kind", "index", "volume"),
+    [(layout.KIND_HEADER, 3, VOLUME), (layout.KIND_BITS, 4, VOLUME), (layout.KIND_BITS, 3, uuid.UUID(int=8))],
+    ids=["another kind", "another place", "another volume"],
+)
+def test_a_good_page_from_elsewhere_is_not_taken(kind: int, index: int, volume: uuid.UUID) -> None:
+    assert layout.decode(make(), kind, index, volume) is None
+
+
+def test_a_page_of_zeroes_was_never_written() -> None:
+    assert layout.decode(bytes(layout.PAGE_SIZE), layout.KIND_BITS, 5, VOLUME) == Page(5, 0, b"")
+
+
+def test_a_sealed_page_of_another_format_is_refused_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "VERSION", 2)
+    raw = make()
+    monkeypatch.undo()
     with pytest.raises(TableDamaged, match="format 2"):
-        layout.decode(sealed, layout.KIND_BITS, 3, VOLUME)
+        layout.decode(raw, layout.KIND_BITS, 3, VOLUME)
 
 
-def test_the_younger_good_copy_is_chosen() -> None:
-    old, young = Page(0, 1, b"a"), Page(0, 2, b"b")
-    assert layout.choose(old, young) is young
-    assert layout.choose(young, old) is young
+def test_a_payload_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(TableDamaged):
+        make(bytes(layout.PAGE_SIZE))
+
+
+def test_of_twins_the_younger_good_one_counts() -> None:
+    old, new = Page(0, 1, b"old"), Page(0, 2, b"new")
+    assert layout.choose(old, new) is new
+    assert layout.choose(new, old) is new
     assert layout.choose(None, old) is old
     assert layout.choose(old, None) is old
     assert layout.choose(None, None) is None
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(TableDamaged):
-        layout.encode(layout.KIND_BITS, 0, 1, VOLUME, bytes(layout.PAGE_SIZE))
+def test_no_two_pages_share_a_byte_of_the_file() -> None:
+    tracks = 3 * layout.TRACKS_PER_PAGE + 1
+    pages = layout.count_pages(tracks)
+    parts = [(layout.get_header_offset(copy), layout.HEADER_SIZE) for copy in (0, 1)]
+    parts += [(layout.get_page_offset(i, copy, pages), layout.PAGE_SIZE) for copy in (0, 1) for i in range(pages)]
+    end = 0
+    for offset, length in sorted(parts):
+        assert offset == end
+        end += length
+    assert (pages, end) == (4, layout.get_file_size(tracks))
+
+
+def test_the_table_is_a_hundred_thousandth_of_the_volume() -> None:
+    size, track_size = 10 << 40, 64 << 10
+    assert layout.get_file_size(size // track_size) <= size / 100_000

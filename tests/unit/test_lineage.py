@@ -1,90 +1,143 @@
-"""Greetings: each verdict, and that nothing malformed is taken for a greeting."""
+"""Every verdict on a greeting, and that nothing but a greeting is taken for one."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdplugin import lineage
 from nbdplugin.lineage import Facts, Greeting, Kinship, Verdict
 
 GREETING = Greeting(
-    pair="p",
+    pair="pair",
     size=1 << 20,
     track_size=4096,
-    session=7,
-    accepted=6,
+    session=5,
+    accepted=3,
     committed=True,
     invalidate="destination",
     generation="g2",
     ancestors=("g1",),
-    differs=True,
+    differs=False,
 )
-FACTS = Facts(pair="p", size=1 << 20, track_size=4096, session=6, generation="g1", ancestors=("g0",), incomplete=False)
-
-
-@pytest.mark.parametrize(
-    ("greeting", "facts", "verdict"),
-    [
-        ({}, {}, Verdict.ACCEPTED),
-        ({}, {"generation": "g2"}, Verdict.ACCEPTED),
-        ({}, {"incomplete": True}, Verdict.ACCEPTED),
-        ({"protocol": 2}, {"pair": "q"}, Verdict.VERSION),
-        ({"pair": "q"}, {}, Verdict.WRONG_PAIR),
-        ({}, {"pair": None}, Verdict.WRONG_PAIR),
-        ({"size": 1 << 21}, {}, Verdict.WRONG_SHAPE),
-        ({"track_size": 8192}, {}, Verdict.WRONG_SHAPE),
-        ({}, {"session": 7}, Verdict.OLD_SESSION),
-        ({}, {"session": 5}, Verdict.ROLLED_BACK),
-        ({"differs": False}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.PEER_AHEAD),
-        ({"differs": True}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.BOTH_MOVED),
-        ({}, {"generation": "x"}, Verdict.UNRELATED),
-        ({"committed": False}, {"generation": "x"}, Verdict.ACCEPTED),
-        ({"committed": False, "invalidate": "source"}, {"incomplete": True}, Verdict.INCOMPLETE),
-        ({"committed": False, "invalidate": "destination"}, {"incomplete": True}, Verdict.ACCEPTED),
-    ],
+FACTS = Facts(
+    pair="pair", size=1 << 20, track_size=4096, session=4, generation="g2", ancestors=("g1",), incomplete=False
 )
-def test_each_verdict(greeting: dict[str, Any], facts: dict[str, Any], verdict: Verdict) -> None:
-    changed = dataclasses.replace(GREETING, **greeting), dataclasses.replace(FACTS, **facts)
-    assert lineage.judge(*changed) is verdict
 
 
-def test_every_refusal_has_a_sentence() -> None:
+def judge(greeting: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> Verdict:
+    return lineage.judge(dataclasses.replace(GREETING, **greeting or {}), dataclasses.replace(FACTS, **facts or {}))
+
+
+CASES = {
+    "all is well": ({}, {}, Verdict.ACCEPTED),
+    "the peer is behind": ({}, {"generation": "g1", "ancestors": ()}, Verdict.ACCEPTED),
+    "another protocol": ({"protocol": 2}, {}, Verdict.VERSION),
+    "another pair": ({"pair": "other"}, {}, Verdict.WRONG_PAIR),
+    "no pair there": ({}, {"pair": None}, Verdict.WRONG_PAIR),
+    "another size": ({"size": 2 << 20}, {}, Verdict.WRONG_SHAPE),
+    "another track size": ({"track_size": 8192}, {}, Verdict.WRONG_SHAPE),
+    "the session before": ({"session": 4}, {}, Verdict.OLD_SESSION),
+    "an older session": ({"session": 3}, {}, Verdict.OLD_SESSION),
+    "a peer from before what it accepted": ({"accepted": 4}, {"session": 3}, Verdict.ROLLED_BACK),
+    "the peer ahead": ({}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.PEER_AHEAD),
+    "both moved": ({"differs": True}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.BOTH_MOVED),
+    "no common history": ({}, {"generation": "x2", "ancestors": ("x1",)}, Verdict.UNRELATED),
+    "a common ancestor only": ({}, {"generation": "g9", "ancestors": ("g1",)}, Verdict.UNRELATED),
+    "incomplete, to be fetched from": (
+        {"committed": False, "invalidate": "source"},
+        {"incomplete": True},
+        Verdict.INCOMPLETE,
+    ),
+    "incomplete, to be pushed to": ({"committed": False}, {"incomplete": True}, Verdict.ACCEPTED),
+    "incomplete in the middle of a push": ({}, {"incomplete": True}, Verdict.ACCEPTED),
+    "strangers about to be made equal": ({"committed": False}, {"generation": "x"}, Verdict.ACCEPTED),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_greeting_is_judged(name: str) -> None:
+    greeting, facts, verdict = CASES[name]
+    assert judge(greeting, facts) is verdict
+
+
+def test_every_verdict_has_a_case() -> None:
+    assert {verdict for _, _, verdict in CASES.values()} == set(Verdict)
+
+
+def test_every_refusal_says_what_to_do() -> None:
     assert set(lineage.SENTENCES) == set(Verdict) - {Verdict.ACCEPTED}
 
 
-def test_a_greeting_comes_through_json_as_it_was() -> None:
-    fields = GREETING.to_json() | {"ancestors": list(GREETING.ancestors)}
-    assert lineage.parse_greeting(fields) == GREETING
+def test_who_we_are_comes_before_what_we_have() -> None:
+    wrong = {"protocol": 9, "pair": "other", "size": 512, "accepted": 9, "session": 1, "generation": "x"}
+    order = [Verdict.VERSION, Verdict.WRONG_PAIR, Verdict.WRONG_SHAPE, Verdict.ROLLED_BACK, Verdict.OLD_SESSION]
+    for name, verdict in zip(list(wrong), order, strict=False):
+        assert judge(wrong) is verdict
+        del wrong[name]
+    assert judge(wrong) is Verdict.UNRELATED
+
+
+@pytest.mark.parametrize("case", list(itertools.product("abc", ["", "a", "ab"], "abc", ["", "a", "bc"], [False, True])))
+def test_kinship_is_what_the_design_says(case: tuple[str, str, str, str, bool]) -> None:
+    ours, our_line, theirs, their_line, differs = case
+    if ours == theirs:
+        expected = Kinship.EQUAL
+    elif theirs in set(our_line):
+        expected = Kinship.PEER_BEHIND
+    elif ours in set(their_line) and not differs:
+        expected = Kinship.PEER_AHEAD
+    elif ours in set(their_line):
+        expected = Kinship.BOTH_MOVED
+    else:
+        expected = Kinship.UNRELATED
+    assert lineage.get_kinship(ours, set(our_line), theirs, set(their_line), differs) is expected
+
+
+def to_fields() -> dict[str, Any]:
+    return GREETING.to_json() | {"ancestors": list(GREETING.ancestors)}
+
+
+def test_a_greeting_survives_the_wire() -> None:
+    assert lineage.parse_greeting(to_fields()) == GREETING
+
+
+WRONG = [
+    (name, value)
+    for name, right in to_fields().items()
+    for value in (None, True, "1", 1.0, [1], {})
+    if type(value) is not type(right) or value == [1]
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
+def test_a_field_of_another_type_is_no_greeting(name: str, value: Any) -> None:
+    assert lineage.parse_greeting(to_fields() | {name: value}) is None
+
+
+@pytest.mark.parametrize("name", list(to_fields()))
+def test_a_missing_field_is_no_greeting(name: str) -> None:
+    assert lineage.parse_greeting({key: value for key, value in to_fields().items() if key != name}) is None
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"session": 0},
-        {"session": 1 << 62},
-        {"session": True},
-        {"session": "7"},
-        {"size": 1.5},
-        {"ancestors": "g1"},
-        {"ancestors": [1]},
-        {"ancestors": ["g"] * 65},
-        {"extra": 1},
-        {"pair": None},
-    ],
+    "change", [{"more": 1}, {"session": 0}, {"session": -1}, {"session": 1 << 62}, {"ancestors": ["g"] * 65}], ids=str
 )
-def test_nothing_malformed_is_a_greeting(change: dict[str, Any]) -> None:
-    fields = GREETING.to_json() | {"ancestors": list(GREETING.ancestors)} | change
+def test_a_value_out_of_bounds_is_no_greeting(change: dict[str, Any]) -> None:
+    assert lineage.parse_greeting(to_fields() | change) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_nothing_else_is_a_greeting(fields: Any) -> None:
     assert lineage.parse_greeting(fields) is None
-
-
-@pytest.mark.parametrize("fields", [None, [], "greeting", 7, {}])
-def test_nor_is_anything_else(fields: object) -> None:
-    assert lineage.parse_greeting(fields) is None
-
-
-def test_kinship_prefers_what_is_equal_then_what_is_older() -> None:
-    assert lineage.get_kinship("a", ("b",), "a", ("a",), differs=True) is Kinship.EQUAL
-    assert lineage.get_kinship("a", ("b",), "b", ("a",), differs=True) is Kinship.PEER_BEHIND
