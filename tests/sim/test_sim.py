@@ -19,12 +19,12 @@ IMPOSSIBLE = {
     ("write B", "unpaired"): "only a session writes there",
     ("write B", "connected"): "only a committed pair writes there",
     ("refusal", "unpaired"): "nothing is asked of the peer",
-    ("table B", "push"): "it is marked incomplete before the session is up, and whole when nothing is owed",
     ("fetch time-out", "push"): "a session that is up has woken who waited for it",
     ("fetch time-out", "pull"): "a session that is up has woken who waited for it",
     ("fetch time-out", "synchronized"): "a session that is up has woken who waited for it",
 }
 RARE = {
+    ("table B", "push"): "the closing message is late, and something is owed again in the next session",
     (
         "write B",
         "suspended",
