@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nbdplugin import actions, checkpoint, control, link, modes, status
 from nbdplugin.actions import Patience
@@ -31,6 +31,7 @@ from nbdplugin.store import Store
 from nbdplugin.target import Target
 from nbdplugin.volume import Volume
 
+T = TypeVar("T")
 META_SIZE = 64 << 10
 DRAINED_S = 10.0
 _LENGTH = struct.Struct(">I")
@@ -215,6 +216,13 @@ class HostService:
             self.core.depart(request)
 
 
+def _fence(target: Target, pair: str | None, flow: actions.Flow[T]) -> actions.Flow[T]:
+    """The flow, if the connection's pair is still the volume's: session numbers begin anew with each pair."""
+    if target.table.header.pair != pair:
+        raise SessionOver("the pair of this connection has ended")
+    return (yield from flow)
+
+
 class DataExport:
     """A session's data connection, for the source of the pair; every callback is fenced by its session."""
 
@@ -223,29 +231,33 @@ class DataExport:
         self._owner = owner
         self._session = session
         self._is_for_host = is_for_host
+        self._target = owner.target
+        self._pair = owner.target.table.header.pair
+
+    def _run(self, flow: actions.Flow[T]) -> T:
+        return self._owner.engine.run(_fence(self._target, self._pair, flow))
 
     def read(self, buf: memoryview, offset: int) -> None:
-        target = self._owner.target
-        buf[:] = self._owner.engine.run(target.read(self._session, offset, len(buf), self._is_for_host))
+        buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
-        self._owner.engine.run(self._owner.target.write(self._session, offset, len(buf), buf))
+        self._run(self._target.write(self._session, offset, len(buf), buf))
         if is_fua:
             self.flush()
 
     def zero(self, offset: int, length: int, is_fua: bool) -> None:
-        self._owner.engine.run(self._owner.target.write(self._session, offset, length, None))
+        self._run(self._target.write(self._session, offset, length, None))
         if is_fua:
             self.flush()
 
     trim = zero
 
     def flush(self) -> None:
-        self._owner.engine.run(self._owner.target.flush(self._session))
+        self._run(self._target.flush(self._session))
 
     def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """The first even piece: the source asks piece by piece."""
-        piece, is_hole = self._owner.engine.run(self._owner.target.extent(self._session, offset, length))
+        piece, is_hole = self._run(self._target.extent(self._session, offset, length))
         return [(offset, piece, is_hole)]
 
     def close(self) -> None:
@@ -260,6 +272,7 @@ class MetaExport:
     def __init__(self, owner: PeerService) -> None:
         self._owner = owner
         self._session = -1
+        self._pair: str | None = None
         self._reply = b""
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
@@ -280,10 +293,10 @@ class MetaExport:
             del message["op"]
             answer = engine.run(target.greet(message))
             if answer["verdict"] == "accepted":
-                self._session = message["session"]
+                self._session, self._pair = message["session"], message["pair"]
             return answer
         try:
-            return engine.run(target.tell(self._session, message))
+            return engine.run(_fence(target, self._pair, target.tell(self._session, message)))
         except SessionOver:
             raise
         except PathError as error:

@@ -356,3 +356,31 @@ def test_the_copy_of_ten_tebibytes_can_be_created_at_once(make_pair: MakePair) -
     assert pair.source.meta.stat().st_size < (10 << 40) // 100_000
     with pair.source.open() as handle:
         assert handle.pread(4096, 5 << 40) == bytes(4096)
+
+
+def test_a_connection_of_an_ended_pair_is_refused_although_the_session_number_is_the_same(make_pair: MakePair) -> None:
+    pair = make_pair(source_data=os.urandom(MIB))
+    pair.create("destination")
+    pair.wait_synchronized()
+    old = pair.uuid
+
+    def connect(uuid: str, session: int) -> nbd.NBD:
+        handle = nbd.NBD()
+        handle.set_tls(nbd.TLS_REQUIRE)
+        handle.set_tls_psk_file(str(pair.source.psk_file))
+        handle.set_tls_username(old)
+        handle.set_export_name(f"data/{uuid}/{session}/host")
+        handle.connect_tcp("127.0.0.1", str(pair.destination.port))
+        return handle
+
+    late = connect(old, pair.source.get_status()["session"])
+    late.pread(512, 0)
+    for plane in (pair.source, pair.destination):
+        plane.ask("disconnect", operation="d", pair=old)
+    second = Pair(pair.source, pair.destination)
+    second.create("destination")
+    second.wait_synchronized()
+    assert pair.source.get_status()["session"] == 2  # as in the first pair
+    with pytest.raises(nbd.Error, match=r"shut down|ESHUTDOWN|endpoint"):
+        late.pwrite(b"!" * 512, 0)
+    assert pair.source.read_store() == pair.destination.read_store()
