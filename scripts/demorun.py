@@ -103,10 +103,11 @@ def _pull(lab: lablib.Lab, line: Timeline, options: argparse.Namespace) -> None:
     mountpoint = lab.folder / "mnt"
     mountpoint.mkdir()
 
+    line.note("pair create typed")
     typed = time.monotonic()
     create = ("home", "beta:home", "--invalidate", "source", "--create", "--attach", "--copy-rate", options.copy_rate)
     device = alpha.pathctl("pair", "create", *create)["device"]
-    created_ms = _ms_since(typed)
+    line.note("path ready, device attached", ms_from_create=_ms_since(typed))
     with _mounted(device, mountpoint):
         name = min(sums)
         same = _checksum(mountpoint / name) == sums[name]
@@ -115,7 +116,6 @@ def _pull(lab: lablib.Lab, line: Timeline, options: argparse.Namespace) -> None:
         if not same:
             raise DemoError(f"the first file read, {name}, is not what beta has")
         share = round(100 * pair["invalid"] / pair["tracks"], 1)
-        line.note("pair create typed; device attached", ms=created_ms)
         line.note("mounted, first file read and right", ms_from_create=first_ms, tracks_invalid_percent=share)
         on_demand = _get_served(lab, "home")
         line.note("tracks fetched on demand, counted at beta", tracks=on_demand, of=pair["tracks"])
