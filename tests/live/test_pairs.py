@@ -313,14 +313,37 @@ def test_the_other_daemon_killed_within_its_step_leaves_all_or_nothing(hosts, fi
     wait_synchronized(alpha)
 
 
+@pytest.mark.parametrize("first", ORDERS)
+@pytest.mark.parametrize("step", POINTS)
+def test_the_other_daemon_killed_after_any_step_leaves_all_or_nothing(hosts, first, step):
+    alpha, beta = hosts
+    pause = alpha.fault("pause", f"create.{step}")
+    found = []
+    runner = threading.Thread(target=lambda: found.append(_try(alpha, first)))
+    runner.start()
+    alpha.wait_reached(f"create.{step}")
+    beta.kill()
+    pause.unlink()
+    runner.join(60)
+    assert not runner.is_alive()
+    beta.start()
+    if found[0] is None:
+        wait_until(lambda: _ready(alpha) and _ready(beta), "both rows are ready")
+    else:
+        wait_until(lambda: not alpha.rows() and not beta.rows(), "both tables are empty again")
+    create(alpha, create=True, size=SIZE, first=first)
+    wait_synchronized(alpha)
+
+
+@pytest.mark.parametrize("first", ORDERS)
 @pytest.mark.parametrize("step", ["first", "second", "greet", "ready"])
 @pytest.mark.parametrize("victim", ["va", "vb"])
-def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, step, victim):
+def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, first, step, victim):
     alpha, beta = hosts
     make_volumes(alpha, beta)
     pause = alpha.fault("pause", f"create.{step}")
     found = []
-    runner = threading.Thread(target=lambda: found.append(_try_made(alpha)))
+    runner = threading.Thread(target=lambda: found.append(_try_made(alpha, first)))
     runner.start()
     alpha.wait_reached(f"create.{step}")
     for process in psutil.process_iter(["cmdline"]):
@@ -333,13 +356,13 @@ def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, step, vict
     else:
         assert found[0].pending == []
         assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
-        create(alpha)
+        create(alpha, first=first)
         wait_synchronized(alpha)
 
 
-def _try_made(host):
+def _try_made(host, first):
     try:
-        create(host)
+        create(host, first=first)
     except PathctlError as error:
         return error
     return None
