@@ -27,6 +27,7 @@ from nbdplugin.errors import PeerLost, PeerRefused
 META_REPLY = 16 << 10
 URGENT_MOST = 8
 COPY_MOST = 4
+TAKE_MOST_S = 600.0
 _WATCH_S = 0.2
 _TCP_USER_TIMEOUT = 18  # linux/tcp.h
 _LENGTH = struct.Struct(">I")
@@ -177,7 +178,9 @@ class Pool:
 
     def _get(self) -> Connection:
         with self._change:
-            self._change.wait_for(lambda: self._free or self._is_shut or self._opened < self._most)
+            # The limit of each call bounds this wait; its own is there for the mistake that nobody has made yet.
+            if not self._change.wait_for(lambda: self._free or self._is_shut or self._opened < self._most, TAKE_MOST_S):
+                raise PeerLost(f"no connection to the peer became free within {TAKE_MOST_S:g} s")
             if self._is_shut:
                 raise PeerLost("the session is over")
             if self._free:
