@@ -1,22 +1,28 @@
-"""db - this host's configuration: the schema, all SQL, and nothing else.
+"""db - this host's configuration and what has happened to it: all questions to the tables of `schema`, all changes.
 
 A row says what is wanted; the volume's metadata file says what is so.  Every method is one transaction and is durable
 when it returns (WAL, synchronous=FULL).  Called from the event loop's thread only: rows are few and each call is one
 short commit, so it is not worth a thread of its own.
+
+Full file system: whatever begins something is refused while the reserve cannot be had; whatever ends, undoes or gives
+something up may use the reserve up (methods marked `_ends`).
 """
 
+import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import msgspec
 
-from pathctl import errors
+from pathctl import actor, errors, schema, shapes
+from pathctl.reserve import Reserve
 
-SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 5.0
+log = logging.getLogger(__name__)
+
+KEEP_EVENTS = 10_000
 
 Side = Literal["source", "destination"]
 VolumeState = Literal["creating", "ready", "deleting"]
@@ -25,89 +31,6 @@ Verb = Literal["pair.create", "pair.delete"]
 Role = Literal["coordinator", "participant"]
 JournalState = Literal["forward", "committed", "undoing"]
 Outcome = Literal["done", "undone", "deleted"]
-
-SCHEMA = """
--- This host's own name and the endpoint on which its pathctld serves its peers.  One row, made by host.init.
-CREATE TABLE host (
-    id          INTEGER PRIMARY KEY CHECK (id = 1),
-    name        TEXT NOT NULL,
-    address     TEXT NOT NULL,       -- IP address; the data ports are bound to it too
-    port        INTEGER NOT NULL     -- TCP port of the control traffic
-) STRICT;
-
--- The other machines that may talk to this one, made by enrolment (peer.invite, peer.join).
-CREATE TABLE peers (
-    name        TEXT PRIMARY KEY,
-    address     TEXT NOT NULL,
-    port        INTEGER NOT NULL,
-    certificate TEXT NOT NULL        -- PEM; the one certificate that this peer may show
-) STRICT;
-
--- Open invitations.  The secret itself is only in the token.
-CREATE TABLE invites (
-    digest      TEXT PRIMARY KEY,    -- SHA-256 of the secret, hex
-    expires_at  REAL NOT NULL,       -- seconds since the epoch
-    used_by     TEXT                 -- fingerprint of the host that used it (it may repeat its join), else NULL
-) STRICT;
-
--- The volumes of this host.
-CREATE TABLE volumes (
-    name        TEXT PRIMARY KEY,
-    uuid        TEXT NOT NULL UNIQUE,
-    size        INTEGER NOT NULL,    -- bytes
-    track_size  INTEGER NOT NULL,    -- bytes
-    backing     TEXT NOT NULL,       -- path of the file or block device
-    managed     INTEGER NOT NULL,    -- 1: the backing was made by pathctl and goes with the volume; 0: it was given
-    state       TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
-    operation   TEXT,                -- the open pair.create that made it and deletes it when undone, else NULL
-    attached    INTEGER NOT NULL DEFAULT 0,  -- 1: wanted as a block device of this host
-    device_path TEXT,                -- the device as last attached: what devices.Device holds, else NULL
-    device_pid  INTEGER,
-    device_pid_started REAL
-) STRICT;
-
--- The connections: this host's half of each pair.  A row is reserved for its operation while 'creating'.
-CREATE TABLE connections (
-    pair        TEXT PRIMARY KEY,    -- UUID
-    operation   TEXT NOT NULL,       -- the pair.create that made it
-    volume      TEXT NOT NULL UNIQUE REFERENCES volumes (name),
-    side        TEXT NOT NULL CHECK (side IN ('source', 'destination')),  -- what our volume is
-    peer        TEXT NOT NULL REFERENCES peers (name),
-    peer_volume TEXT NOT NULL,
-    invalidated TEXT NOT NULL CHECK (invalidated IN ('source', 'destination')),
-    state       TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'suspended', 'deleting')),
-    port        INTEGER,             -- TCP data port at the destination; NULL at a source that has not been told yet
-    copy_rate_bytes_s INTEGER        -- NULL: no limit, 0: paused
-) STRICT;
-
--- Operations that are under way here, written before their first effect.  At most one per volume: this is the claim.
-CREATE TABLE journal (
-    operation   TEXT PRIMARY KEY,    -- UUID
-    verb        TEXT NOT NULL CHECK (verb IN ('pair.create', 'pair.delete')),
-    role        TEXT NOT NULL CHECK (role IN ('coordinator', 'participant')),
-    pair        TEXT NOT NULL,
-    volume      TEXT NOT NULL UNIQUE,  -- ours
-    peer        TEXT NOT NULL,
-    peer_volume TEXT NOT NULL,
-    state       TEXT NOT NULL CHECK (state IN ('forward', 'committed', 'undoing')),
-    spec        TEXT NOT NULL,       -- JSON of what was asked for, as the coordinator's module defines it
-    note        TEXT                 -- one sentence: what it waits for, else NULL
-) STRICT;
-
--- The steps of an operation that were begun; the last one may or may not have been carried out, the others were.
-CREATE TABLE steps (
-    operation   TEXT NOT NULL REFERENCES journal (operation) ON DELETE CASCADE,
-    position    INTEGER NOT NULL,
-    step        TEXT NOT NULL,
-    PRIMARY KEY (operation, step)
-) STRICT;
-
--- Operations and pairs that have ended here: a step of theirs that arrives late is refused, for ever.
-CREATE TABLE ended (
-    id          TEXT PRIMARY KEY,    -- UUID of an operation or of a pair
-    outcome     TEXT NOT NULL CHECK (outcome IN ('done', 'undone', 'deleted'))
-) STRICT;
-"""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -167,48 +90,165 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NoSpace(errors.PathctlError):
+    """The file system of the database is full and nothing was changed.  What must end may use the reserve."""
+
+
+def _ends(method: "Callable[Concatenate[Database, P], T]") -> "Callable[Concatenate[Database, P], T]":
+    """A method that ends something: on a full file system it is tried again with the reserve given up."""
+
+    def end(database: "Database", /, *values: P.args, **named: P.kwargs) -> T:
+        try:
+            with database.using_reserve():
+                return method(database, *values, **named)
+        except NoSpace:
+            database.reserve.release()
+            with database.using_reserve():
+                return method(database, *values, **named)
+
+    end.__doc__ = method.__doc__
+    return end
 
 
 class Database:
     """The one connection to the database file."""
 
     def __init__(self, path: Path) -> None:
-        self._sql = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        self._sql.row_factory = sqlite3.Row
-        self._sql.execute("PRAGMA journal_mode = WAL")
-        self._sql.execute("PRAGMA synchronous = FULL")
-        self._sql.execute("PRAGMA foreign_keys = ON")
-        path.chmod(0o600)
-        self._ensure_schema(path)
+        self.path = path
+        self.reserve = Reserve(path.with_name(path.name + ".reserve"))
+        self.keep_events = KEEP_EVENTS
+        self.on_event: Callable[[shapes.Event], None] | None = None
+        self._is_ending = False
+        with self._told():
+            self._sql = schema.connect(path, lambda: self.keep_events)
+            path.chmod(0o600)
+            backup = schema.ensure(self._sql, path)
+        self._last_event = self._newest_event()
+        if backup is not None:
+            self.record("db.migrated", f"{path} was brought to schema {schema.VERSION}; as it was it is in {backup}")
 
     def close(self) -> None:
         self._sql.close()
 
-    def _ensure_schema(self, path: Path) -> None:
-        (version,) = self._sql.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._sql.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise errors.internal(
-                f"{path} has schema {version}, this pathctld knows {SCHEMA_VERSION}; start the version that wrote it"
-            )
+    @contextmanager
+    def using_reserve(self) -> Iterator[None]:
+        """Changes made meanwhile end something: they do not ask for the reserve first."""
+        before, self._is_ending = self._is_ending, True
+        try:
+            yield
+        finally:
+            self._is_ending = before
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite says about the file and its file system, in a sentence; other errors are mistakes of ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            told = _tell(self.path, error)
+            if told is None:
+                raise
+            raise told from error
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        self._sql.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._sql
-        except BaseException:
-            self._sql.execute("ROLLBACK")
-            raise
-        self._sql.execute("COMMIT")
+        if not self._is_ending and not self.reserve.ensure():
+            raise _no_space(self.path)
+        with self._told():
+            self._sql.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._sql
+                self._sql.execute("COMMIT")
+            except BaseException:
+                if self._sql.in_transaction:  # SQLite has ended it already where the disk is full
+                    self._sql.execute("ROLLBACK")
+                raise
+        self._announce()
 
     def _all(self, kind: type[Row], query: str, *values: object) -> list[Row]:
-        return [msgspec.convert(dict(row), kind, strict=False) for row in self._sql.execute(query, values)]
+        with self._told():
+            return [msgspec.convert(dict(row), kind, strict=False) for row in self._sql.execute(query, values)]
 
     def _one(self, kind: type[Row], query: str, *values: object) -> Row | None:
-        row = self._sql.execute(query, values).fetchone()
+        with self._told():
+            row = self._sql.execute(query, values).fetchone()
         return None if row is None else msgspec.convert(dict(row), kind, strict=False)
+
+    # events
+
+    def events(
+        self, after_id: int = 0, since: float | None = None, pair: str | None = None, limit: int = 1000
+    ) -> list[shapes.Event]:
+        """The newest `limit` that fit, the oldest of them first."""
+        found = self._all(
+            shapes.Event,
+            "SELECT * FROM events WHERE id > ?1 AND at >= coalesce(?2, at) AND pair IS coalesce(?3, pair)"
+            " ORDER BY id DESC LIMIT ?4",
+            after_id,
+            since,
+            pair,
+            limit,
+        )
+        return found[::-1]
+
+    def _newest_event(self) -> int:
+        with self._told():
+            (found,) = self._sql.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+        return int(found)
+
+    def _announce(self) -> None:
+        newest = self._newest_event()
+        if newest == self._last_event:
+            return
+        after, self._last_event = self._last_event, newest
+        if self.on_event is not None:
+            for event in self.events(after_id=after):
+                self.on_event(event)
+
+    def record(
+        self,
+        kind: str,
+        message: str,
+        *,
+        volume: str | None = None,
+        pair: str | None = None,
+        peer: str | None = None,
+        before: str | None = None,
+        after: str | None = None,
+        cause: str | None = None,
+    ) -> bool:
+        """Record what has happened; False, and a line in the log, when there is no room.  Never raises for that."""
+        assert kind in schema.KINDS, kind
+        try:
+            with self.using_reserve(), self._change() as sql:
+                sql.execute(
+                    "INSERT INTO events (at, kind, volume, pair, peer, actor, before, after, cause, message)"
+                    " VALUES (pathctl_now(), ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (kind, volume, pair, peer, actor.who.get(), before, after, cause or actor.why.get(), message),
+                )
+        except errors.PathctlError as error:
+            log.error("an event cannot be recorded (%s): %s %s", error.message, kind, message)
+            return False
+        return True
+
+    def last_state(self, pair: str) -> tuple[str, float] | None:
+        """The pair's state as last recorded, and since when."""
+        with self._told():
+            row = self._sql.execute("SELECT state, since FROM states WHERE pair = ?", (pair,)).fetchone()
+        return None if row is None else (row["state"], row["since"])
+
+    def copy_to(self, path: Path) -> None:
+        """A consistent copy of the whole file, for a backup; `path` must not exist."""
+        with self._told():
+            copy = sqlite3.connect(path)
+            try:
+                self._sql.backup(copy)
+            finally:
+                copy.close()
 
     # host and peers
 
@@ -224,6 +264,11 @@ class Database:
 
     def peer(self, name: str) -> Peer | None:
         return self._one(Peer, "SELECT * FROM peers WHERE name = ?", name)
+
+    def move_host(self, address: str, port: int) -> None:
+        """This host is reached elsewhere from now on."""
+        with self._change() as sql:
+            sql.execute("UPDATE host SET address = ?, port = ?", (address, port))
 
     def upsert_peer(self, peer: Peer) -> None:
         """Enrol a peer, or take over the new endpoint of one whose certificate is the same."""
@@ -271,14 +316,21 @@ class Database:
                 ),
             )
 
+    @_ends
     def set_volume_state(self, name: str, state: VolumeState) -> None:
         with self._change() as sql:
             sql.execute("UPDATE volumes SET state = ? WHERE name = ?", (state, name))
 
-    def set_attached(self, name: str, attached: bool) -> None:
+    def set_attached(self, name: str) -> None:
         with self._change() as sql:
-            sql.execute("UPDATE volumes SET attached = ? WHERE name = ?", (attached, name))
+            sql.execute("UPDATE volumes SET attached = 1 WHERE name = ?", (name,))
 
+    @_ends
+    def set_detached(self, name: str) -> None:
+        with self._change() as sql:
+            sql.execute("UPDATE volumes SET attached = 0 WHERE name = ?", (name,))
+
+    @_ends
     def set_device(self, name: str, device: tuple[str, int, float] | None) -> None:
         with self._change() as sql:
             sql.execute(
@@ -286,6 +338,7 @@ class Database:
                 (*(device or (None, None, None)), name),
             )
 
+    @_ends
     def delete_volume(self, name: str) -> None:
         with self._change() as sql:
             sql.execute("DELETE FROM volumes WHERE name = ?", (name,))
@@ -310,6 +363,7 @@ class Database:
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             sql.execute(f"INSERT INTO connections ({names}) VALUES ({marks})", tuple(columns.values()))
 
+    @_ends
     def set_connection_state(self, pair: str, state: ConnectionState) -> None:
         with self._change() as sql:
             sql.execute("UPDATE connections SET state = ? WHERE pair = ?", (state, pair))
@@ -322,6 +376,7 @@ class Database:
         with self._change() as sql:
             sql.execute("UPDATE connections SET copy_rate_bytes_s = ? WHERE pair = ?", (rate_bytes_s, pair))
 
+    @_ends
     def delete_connection(self, pair: str) -> None:
         with self._change() as sql:
             sql.execute("DELETE FROM connections WHERE pair = ?", (pair,))
@@ -364,29 +419,35 @@ class Database:
                 (operation, step, operation),
             )
 
+    @_ends
     def forget_step(self, operation: str, step: str) -> None:
         """The step was never sent: nothing of it can have happened."""
         with self._change() as sql:
             sql.execute("DELETE FROM steps WHERE operation = ? AND step = ?", (operation, step))
 
     def steps(self, operation: str) -> list[str]:
-        rows = self._sql.execute("SELECT step FROM steps WHERE operation = ? ORDER BY position", (operation,))
-        return [row["step"] for row in rows]
+        with self._told():
+            rows = self._sql.execute("SELECT step FROM steps WHERE operation = ? ORDER BY position", (operation,))
+            return [row["step"] for row in rows]
 
+    @_ends
     def set_entry_state(self, operation: str, state: JournalState) -> None:
         with self._change() as sql:
             sql.execute("UPDATE journal SET state = ? WHERE operation = ? AND state <> ?", (state, operation, state))
 
+    @_ends
     def set_note(self, operation: str, note: str | None) -> None:
         with self._change() as sql:
             sql.execute("UPDATE journal SET note = ? WHERE operation = ? AND note IS NOT ?", (note, operation, note))
 
+    @_ends
     def commit_pair(self, operation: str, pair: str) -> None:
         """The pair is ready here: from now on nothing of its operation is undone."""
         with self._change() as sql:
             sql.execute("UPDATE journal SET state = 'committed' WHERE operation = ?", (operation,))
             sql.execute("UPDATE connections SET state = 'ready' WHERE pair = ? AND state = 'creating'", (pair,))
 
+    @_ends
     def close_entry(self, operation: str, outcome: Outcome) -> None:
         """The operation has ended here; whatever it created belongs to the user now."""
         with self._change() as sql:
@@ -394,6 +455,7 @@ class Database:
             sql.execute("UPDATE volumes SET operation = NULL WHERE operation = ?", (operation,))
             sql.execute("INSERT OR IGNORE INTO ended VALUES (?, ?)", (operation, outcome))
 
+    @_ends
     def end_pair(self, pair: str) -> None:
         """Drop the connection, close what is open for the pair, and refuse it for ever, in one change."""
         with self._change() as sql:
@@ -408,7 +470,8 @@ class Database:
 
     def outcome(self, identifier: str) -> Outcome | None:
         """How an operation or a pair ended here; None while it is open or was never heard of."""
-        row = self._sql.execute("SELECT outcome FROM ended WHERE id = ?", (identifier,)).fetchone()
+        with self._told():
+            row = self._sql.execute("SELECT outcome FROM ended WHERE id = ?", (identifier,)).fetchone()
         return None if row is None else msgspec.convert(row["outcome"], Outcome)
 
 
@@ -440,3 +503,28 @@ def _refuse_ended(sql: sqlite3.Connection, operation: str, pair: str) -> None:
     row: Any = sql.execute("SELECT id, outcome FROM ended WHERE id IN (?, ?)", (operation, pair)).fetchone()
     if row is not None:
         raise errors.refused(f"pair {pair} has ended here ({row['outcome']}); nothing was changed, create a new pair")
+
+
+def _tell(path: Path, error: sqlite3.DatabaseError) -> errors.PathctlError | None:
+    """The sentence for what SQLite found wrong with the file; None for a mistake in our SQL or rows."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest its detail
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and not Reserve.has_room(path.parent):
+        return _no_space(path)
+    if code == sqlite3.SQLITE_FULL:
+        return _no_space(path)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return errors.internal(
+            f"{path} is damaged ({error}) and was left as it is; put a copy back with `pathctl restore`"
+        )
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return errors.internal(f"{path} cannot be used ({error}); nothing was changed: see to its file system")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return errors.internal(f"{path} is locked by another program ({error}); nothing was changed: end that program")
+    return None
+
+
+def _no_space(path: Path) -> NoSpace:
+    return NoSpace(
+        errors.ErrorCode.INTERNAL,
+        f"the file system of {path.parent} is full; nothing was changed: make room there, then repeat the command",
+    )

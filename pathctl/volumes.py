@@ -219,13 +219,13 @@ async def attach_locked(node: Node, name: str) -> str:
         raise errors.refused(f"volume {name} is a destination: its peer writes to it, so it cannot be attached here")
     if row.state != "ready" or row.operation is not None:
         raise errors.refused(f"volume {name} is still being made or deleted; wait until that is finished")
-    node.db.set_attached(name, True)
+    node.db.set_attached(name)
     try:
         await planes.settle(node, name)
         return await ensure_device(node, node.volume(name))
     except errors.PathctlError:
         if not row.attached:
-            node.db.set_attached(name, False)
+            node.db.set_detached(name)
             await planes.settle(node, name)
         raise
 
@@ -265,7 +265,7 @@ async def detach(node: Node, body: Attach) -> dict[str, Any]:
     async with node.locks[body.volume]:
         row = node.volume(body.volume)
         await remove_device(node, row)
-        node.db.set_attached(row.name, False)
+        node.db.set_detached(row.name)
         await planes.settle(node, row.name)
     return {"volume": await show_one(node, body.volume)}
 

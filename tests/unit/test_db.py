@@ -54,8 +54,10 @@ def test_every_commit_is_durable_and_the_file_is_ours_alone(database, path):
 def test_a_later_schema_is_refused_and_left_alone(database, path):
     database._sql.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(PathctlError, match="schema 99"):
+    before = path.read_bytes()
+    with pytest.raises(PathctlError, match=r"newer pathctld \(schema 99, this one knows 2\)"):
         db.Database(path)
+    assert path.read_bytes() == before
 
 
 def test_a_second_operation_on_a_volume_is_refused_and_told_which_one_runs(database):
