@@ -126,6 +126,7 @@ class Database:
         with self._told():
             self._sql = schema.connect(path, lambda: self.keep_events)
             path.chmod(0o600)
+            self._check(path)
             backup = schema.ensure(self._sql, path)
         self._last_event = self._newest_event()
         if backup is not None:
@@ -133,6 +134,11 @@ class Database:
 
     def close(self) -> None:
         self._sql.close()
+
+    def _check(self, path: Path) -> None:
+        (found,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise _damaged(path, str(found).replace("\n", " "))
 
     @contextmanager
     def using_reserve(self) -> Iterator[None]:
@@ -513,14 +519,16 @@ def _tell(path: Path, error: sqlite3.DatabaseError) -> errors.PathctlError | Non
     if code == sqlite3.SQLITE_FULL:
         return _no_space(path)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return errors.internal(
-            f"{path} is damaged ({error}) and was left as it is; put a copy back with `pathctl restore`"
-        )
+        return _damaged(path, str(error))
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return errors.internal(f"{path} cannot be used ({error}); nothing was changed: see to its file system")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return errors.internal(f"{path} is locked by another program ({error}); nothing was changed: end that program")
     return None
+
+
+def _damaged(path: Path, what: str) -> errors.PathctlError:
+    return errors.internal(f"{path} is damaged ({what}) and was left as it is; put a copy back with `pathctl restore`")
 
 
 def _no_space(path: Path) -> NoSpace:
