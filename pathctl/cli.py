@@ -416,12 +416,8 @@ def print_changes(found: Iterable[tuple[Answer, int | None]]) -> None:
 # -- the way out ------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
-    """Carry out one command line; returns the exit code."""
+    """Carry out one command line; returns the exit code.  What stdout does not take passes as OSError (see start)."""
     as_json = "--json" in arguments
     try:
         cli.main(arguments, prog_name="pathctl", standalone_mode=False)
@@ -433,10 +429,9 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return fail(errors.usage(error.format_message()), as_json)
     except (KeyboardInterrupt, click.Abort):
-        return 130  # as a shell says it: ended by SIGINT
-    except BrokenPipeError:
-        sys.stderr.close()  # or Python complains, at its end, that it cannot flush stdout
-        return errors.ExitCode.OK
+        return 130  # as a shell says it: ended by SIGINT; start tells it
+    except SystemExit:
+        return errors.ExitCode.OK  # click's way out when the reader of our output has gone
     return errors.ExitCode.OK
 
 
