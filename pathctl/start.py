@@ -33,8 +33,7 @@ def main() -> None:
         code = FAILED
         _drop_stdout()
         _say(f"pathctl: the answer could not be written: {error.strerror or error}; make room, then repeat\n")
-    finally:
-        signal.signal(signal.SIGINT, _leave)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the command has ended, with this code
     if code == INTERRUPTED:
         _say(SENTENCE)
     sys.exit(code)
