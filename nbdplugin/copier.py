@@ -22,6 +22,7 @@ _IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
 _STRIDE_GROWTH = 8
+_RUNS_A_SECOND = 20  # of a copy with a limit: a run of a mebibyte, at a few of them a second, would come in lumps
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ class Bucket:
         self._tokens = 0.0
         self._last = clock()
         self.rate_bytes_s: int | None = None
+
+    @property
+    def run_bytes(self) -> int:
+        """How much one turn may move."""
+        rate = self.rate_bytes_s
+        return max(1, min(transfer.RUN_BYTES, rate // _RUNS_A_SECOND)) if rate else transfer.RUN_BYTES
 
     def set_rate(self, rate_bytes_s: int | None) -> None:
         with self._change:
@@ -120,7 +127,8 @@ class Copier:
             return _IDLE_S
         if not self._has_left():
             return self._finish()
-        if not self.bucket.wait_turn(_TURN_S, transfer.RUN_BYTES):
+        run_bytes = self.bucket.run_bytes
+        if not self.bucket.wait_turn(_TURN_S, run_bytes):
             return 0.0
         moved = 0
         try:
@@ -128,9 +136,9 @@ class Copier:
                 found = self._choose()
             if found is None:
                 return _BUSY_S if self._core.failed is None else _IDLE_S
-            done, moved = self._engine.run(transfer.copy_run(self._core, *found))
+            done, moved = self._engine.run(transfer.copy_run(self._core, *found, run_bytes))
         finally:
-            self.bucket.settle(transfer.RUN_BYTES, moved)
+            self.bucket.settle(run_bytes, moved)
         self._note_done(found[0], done, moved)
         return 0.0 if done else _BUSY_S
 

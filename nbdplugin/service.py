@@ -129,7 +129,7 @@ class HostService:
         core = self.core
         with self.engine.lock:
             facts = status.describe(core.table)
-            facts["counters"] = dataclasses.asdict(core.counts)
+            facts["counters"] = dataclasses.asdict(core.counts) | {"marked_tracks": core.table.marked}
             facts["active_extents"] = len(core.table.active_on_disk)
         return facts | {
             "volume": self.params.volume,

@@ -107,7 +107,11 @@ class Change:
 
 
 class Table:
-    """Lock-free; see the module's promise.  `sequence` numbers the changes, ever rising."""
+    """Lock-free; see the module's promise.  `sequence` numbers the changes, ever rising.
+
+    `marked` counts the tracks that were neither invalid nor owed and became so since the table was loaded: with what
+    is left it tells how many were brought over.
+    """
 
     def __init__(self, header: Header, sequence: int = 0, extent_size: int = EXTENT_SIZE) -> None:
         self.header = header
@@ -119,6 +123,7 @@ class Table:
         self.pages = layout.count_pages(self.geometry.tracks)
         self.active_on_disk = frozenset(header.active)
         self.generation_on_disk = header.generation
+        self.marked = 0
         self._shadow: dict[int, Bits] = {}
         self._pending: dict[int, Bits] = {}  # pages of the change under way: the disk may hold them already
         for name, plane in (("invalid", self.invalid), ("owed", self.owed)):
@@ -149,8 +154,8 @@ class Table:
 
     def mark_invalid(self, span: Span) -> None:
         self._keep_disk(span)
-        self.owed.clear(span.first, span.count)
-        self.invalid.set(span.first, span.count)
+        were_owed = self.owed.clear(span.first, span.count)
+        self.marked += self.invalid.set(span.first, span.count) - were_owed
 
     def mark_valid(self, span: Span) -> None:
         if self.invalid.is_any(span.first, span.count):
@@ -163,6 +168,7 @@ class Table:
         before = self.owed.read_bits(span.first, span.count)
         if wanted & ~before:
             self._keep_disk(span)
+            self.marked += (wanted & ~before).bit_count()
             self.owed.write_bits(span.first, span.count, before | wanted)
 
     def restore_invalid(self, page: int, bits: Bits) -> None:
@@ -172,6 +178,7 @@ class Table:
         """
         first, count = self._get_page_tracks(page)
         memory = self._get_memory(page)
+        self.marked += (bits.invalid & ~memory.invalid & ~memory.owed).bit_count()
         self.invalid.write_bits(first, count, memory.invalid | bits.invalid)
         self.owed.write_bits(first, count, memory.owed & ~bits.invalid)
 
@@ -180,6 +187,7 @@ class Table:
         for page, disk in self._shadow.items():
             first, count = self._get_page_tracks(page)
             memory = self._get_memory(page)
+            self.marked += (disk.owed & ~memory.invalid & ~memory.owed).bit_count()
             self.owed.write_bits(first, count, memory.owed | disk.owed & ~memory.invalid)
 
     def clear_owed(self, span: Span) -> None:
@@ -238,10 +246,12 @@ class Table:
     def build_fill(self, invalid: bool | None, owed: bool | None) -> Change:
         """Whole planes set or cleared (None: kept) by the header alone; ends every active extent."""
         self.sequence += 1
+        before = self.invalid.count + self.owed.count
         for name, plane, value in (("invalid", self.invalid, invalid), ("owed", self.owed, owed)):
             if value is not None:
                 self.header.planes[name] = Fill(value, self.sequence)
                 plane.fill(value)
+        self.marked += max(0, self.invalid.count + self.owed.count - before)
         self.header.active = []
         return Change((), self._encode_header(), self.header.generation, frozenset(), (invalid, owed))
 

@@ -82,8 +82,8 @@ def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
     return None if push is None else (Span(*push), False)
 
 
-def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
-    """Copies the first even piece of the run, taken whole or not at all.
+def copy_run(core: Core, run: Span, is_pull: bool, most_bytes: int | None = None) -> Flow[tuple[int, int]]:
+    """Copies the first even piece of the run, taken whole or not at all; at most `most_bytes` of data.
 
     Result: (tracks the cursor may skip, bytes moved over the link); (0, 0) when a host request was there first or
     the session ended.
@@ -98,7 +98,7 @@ def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
         offset, length = core.table.geometry.get_range(run)
         extent = actions.PeerExtent(session, offset, length) if is_pull else actions.StoreExtent(offset, length)
         piece, is_zero = yield extent
-        run, is_hole = _cut(core, run, piece, is_zero)
+        run, is_hole = _cut(core, run, piece, is_zero, most_bytes or RUN_BYTES)
         ticket = core.gate.try_enter(*core.table.geometry.get_range(run))
         if ticket is None:
             return run.count, 0
@@ -111,13 +111,13 @@ def copy_run(core: Core, run: Span, is_pull: bool) -> Flow[tuple[int, int]]:
         core.depart(request)
 
 
-def _cut(core: Core, run: Span, piece: int, is_zero: bool) -> tuple[Span, bool]:
-    """(run, is it a hole): whole tracks of the piece if it is a hole, at most RUN_BYTES if it holds data."""
+def _cut(core: Core, run: Span, piece: int, is_zero: bool, most_bytes: int) -> tuple[Span, bool]:
+    """(run, is it a hole): whole tracks of the piece if it is a hole, at most `most_bytes` if it holds data."""
     size = core.table.geometry.track_size
     length = core.table.geometry.get_range(run)[1]
     if is_zero and piece >= min(size, length):
         return (run if piece >= length else Span(run.first, piece // size)), True
-    return Span(run.first, min(run.count, max(1, RUN_BYTES // size))), False
+    return Span(run.first, min(run.count, max(1, most_bytes // size))), False
 
 
 def _copy_in_gate(

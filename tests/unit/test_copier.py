@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nbdplugin import transfer
 from nbdplugin.copier import Bucket
 
 
@@ -61,3 +62,14 @@ def test_zero_pauses_and_a_new_rate_takes_effect_at_once() -> None:
     assert not bucket.wait_turn(0, 1)
     bucket.set_rate(None)
     assert bucket.wait_turn(0, 1)
+
+
+def test_a_limited_copy_comes_in_small_runs() -> None:
+    bucket = Bucket(Clock())
+    assert bucket.run_bytes == transfer.RUN_BYTES
+    bucket.set_rate(2_000_000)
+    assert bucket.run_bytes == 100_000
+    bucket.set_rate(1 << 40)
+    assert bucket.run_bytes == transfer.RUN_BYTES
+    bucket.set_rate(1)
+    assert bucket.run_bytes == 1

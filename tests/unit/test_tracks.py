@@ -39,6 +39,7 @@ class Disk:
         self.rng = random.Random(seed)
         self.table = Table(make_header())
         self.memory = dict.fromkeys(range(TRACKS), VALID)
+        self.marked = 0
         self.header = b""
         self.pages: dict[int, bytes] = {}
         self.put(self.table.build_fill(False, False))
@@ -67,6 +68,7 @@ class Disk:
 
     def mark(self, what: str, span: Span) -> None:
         for track in range(span.first, span.end):
+            self.marked += self.memory[track] == VALID and what in ("invalid", "owed")
             if what == "invalid":
                 self.memory[track] = INVALID
             elif what == "valid" and self.memory[track] == INVALID:
@@ -84,6 +86,8 @@ class Disk:
 
     def fill(self, value: str | None) -> None:
         invalid = None if value is None else value == INVALID
+        left = sum(old != VALID for old in self.memory.values())
+        self.marked += TRACKS - left if value in (INVALID, OWED) else 0
         self.put(self.table.build_fill(invalid, value == OWED))
         for track, old in self.memory.items():
             if value is not None:
@@ -146,6 +150,7 @@ def test_memory_and_disk_are_what_they_are_told_to_be(seed: int) -> None:
         else:
             disk.fill(disk.rng.choice([VALID, INVALID, OWED, None]))
         assert read(disk.table) == disk.memory
+        assert disk.table.marked == disk.marked
         on_disk = read(disk.load())
         assert read_shadow(disk.table) == on_disk
         differing = {track // PER_PAGE for track in range(TRACKS) if on_disk[track] != disk.memory[track]}
@@ -214,6 +219,7 @@ def test_what_memory_cleared_ahead_of_the_disk_can_be_set_again() -> None:
     for page, bits in disk.table.note_clearer().items():
         disk.table.restore_invalid(page, bits)
     assert [read(disk.table)[track] for track in range(4)] == [INVALID] * 4
+    assert disk.table.marked == 8 + 1 + 2 + 2, "the first marks; track 0 owed; tracks 4, 5 again; tracks 1, 2 again"
 
 
 def test_a_lineage_is_on_disk_once_it_is_written() -> None:
