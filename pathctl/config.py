@@ -1,21 +1,22 @@
 """config - where everything lies, which values are allowed, how long to wait.
 
-Owns the root setting, the folders below it, the optional `etc/pathctl/pathctl.toml`, and the checks of names, sizes,
-addresses and ports.  Creates the folders; writes nothing else.
+Owns the root setting, the folders below it, and the checks of names, sizes, addresses and ports; what stands in the
+optional `etc/pathctl/pathctl.toml` is settings'.  Creates the folders; writes nothing else.
 """
 
 import ipaddress
 import os
 import re
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from pathctl import errors
+from pathctl import errors, settings
+from pathctl.errors import ErrorCode, PathctlError
+from pathctl.settings import Settings, Timeouts
 
 DEFAULT_PORT = 7630
-DATA_PORTS = range(7700, 7900)
 DEFAULT_TRACK_SIZE = 64 << 10
 SECTOR = 512
 MAX_SIZE = 1 << 60
@@ -25,51 +26,20 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 MAX_SUN_PATH = 107  # sockaddr_un.sun_path, less the final zero
 
 
-class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds.  Every wait of pathctld is one of these."""
-
-    status_s: float = 2.0  # a look at one nbdkit
-    # A changing command to one nbdkit.  Above what that gives itself, or we would take for lost what is answered a
-    # moment later: command_timeout_s (30) to quiesce, then flush_timeout_s (30) for the peer's flush, and some.
-    control_s: float = 75.0
-    start_s: float = 30.0  # a new nbdkit until it answers
-    drain_s: float = 15.0  # an nbdkit that is to be stopped
-    greet_s: float = 10.0  # the first greeting between the data planes
-    peer_connect_s: float = 5.0
-    peer_look_s: float = 5.0  # a question to a peer
-    peer_step_s: float = 120.0  # a step of a sequence at a peer: start_s + control_s and some
-    verb_s: float = 300.0  # a whole verb of the API
-    body_s: float = 10.0  # reading a request's body
-    handshake_s: float = 5.0
-    retry_s: float = 2.0  # between two tries of unfinished business
-    invite_s: float = 900.0
-
-
-class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters handed to every nbdkit; None leaves the data plane's own default."""
-
-    fetch_timeout_s: int | None = None
-    link_timeout_s: int | None = None
-    flush_timeout_s: int | None = None
-    max_waiters: int | None = None
-
-
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of pathctl.toml."""
-
-    timeouts: Timeouts = Timeouts()
-    data: Data = Data()
-
-
 class Config(msgspec.Struct, frozen=True):
     """One root, and everything that follows from it."""
 
     root: Path
     settings: Settings = Settings()
+    lines: Mapping[str, int] = {}  # of the settings file, by key; without an entry it is the default
 
     @property
     def timeouts(self) -> Timeouts:
         return self.settings.timeouts
+
+    @property
+    def settings_file(self) -> Path:
+        return self.etc / "pathctl.toml"
 
     @property
     def etc(self) -> Path:
@@ -151,15 +121,19 @@ class Config(msgspec.Struct, frozen=True):
 
 def load(root: str | os.PathLike[str] | None = None) -> Config:
     """The configuration below `root`, else below $PATHCTL_ROOT, else below "/"."""
-    base = Path(root or os.environ.get("PATHCTL_ROOT") or "/").absolute()
-    path = base / "etc/pathctl/pathctl.toml"
+    bare = at(root)
     try:
-        settings = msgspec.convert(tomllib.loads(path.read_text()), Settings)
-    except FileNotFoundError:
-        settings = Settings()
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise errors.usage(f"{path} cannot be used: {error}; correct it and start again") from error
-    return Config(base, settings)
+        found = settings.read(bare.settings_file)
+    except PathctlError as error:
+        if error.code == ErrorCode.NOT_FOUND:
+            return bare
+        raise
+    return msgspec.structs.replace(bare, settings=found.settings, lines=found.lines)
+
+
+def at(root: str | os.PathLike[str] | None = None) -> Config:
+    """The folders below a root, with default settings: what its file says is not looked at."""
+    return Config(Path(root or os.environ.get("PATHCTL_ROOT") or "/").absolute())
 
 
 def check_name(name: str, what: str) -> str:
@@ -195,9 +169,15 @@ def check_address(address: str) -> str:
     return str(found)
 
 
-def check_port(port: int) -> int:
-    if not 0 < port < 65536 or port in DATA_PORTS:
-        raise errors.usage(f"port {port} cannot be used: it must be 1 to 65535, outside 7700 to 7899 (data)")
+def check_port(port: int, data_ports: range = range(0)) -> int:
+    """A control port; `data_ports` are those of the host that listens on it, where they are known."""
+    if not 0 < port < 65536:
+        raise errors.usage(f"port {port} cannot be used: it must be from 1 to 65535")
+    if port in data_ports:
+        raise errors.usage(
+            f"port {port} cannot be used: {data_ports.start} to {data_ports.stop - 1} are for data "
+            "(data.port_first and data.port_last in pathctl.toml); choose one outside"
+        )
     return port
 
 

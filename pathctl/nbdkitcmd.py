@@ -7,13 +7,16 @@ from typing import Literal
 
 import msgspec
 
-from pathctl import config, db
+from pathctl import config, db, settings
 
 # Requests of one connection that can be in work.  For the host three numbers belong together:
-#     fusefile.MAX_BACKGROUND (256)  <=  the plugin's max_waiters (256, nbdplugin/params.py)  <  threads (288)
+#     fusefile.MAX_BACKGROUND (256)  <=  data.max_waiters (256, settings.py)  <  threads (288)
 # All that the kernel sends at once may wait for the peer without one being turned away, and requests which need nobody
 # are still received then.  The peer's connections carry one or few requests each.
-THREADS = {"host": 288, "peer": 1}
+THREADS = {"host": settings.HOST_THREADS, "peer": 1}
+
+# What a running data plane can be told too: those of settings.data that are limits of its waits.
+LIMITS = ("fetch_timeout_s", "link_timeout_s", "flush_timeout_s", "command_timeout_s")
 
 LISTEN_FD = 3  # where nbdkit looks for the socket (sd_listen_fds(3))
 
@@ -57,10 +60,10 @@ def plane(cfg: config.Config, host: db.Host | None, volume: db.Volume, row: db.C
     return common if volume.attached or row is not None else None
 
 
-def argv(wanted: Plane, nbdkit: str, plugin: str, data: config.Data) -> list[str]:
+def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> list[str]:
     """The whole command, launcher included."""
     tls = [f"--tls-psk={wanted.psk_file}", "--tls=require"] if wanted.psk_file else []
-    parameters = [f"{name}={value}" for name, value in msgspec.structs.asdict(data).items() if value is not None]
+    parameters = [f"{name}={getattr(found.data, name)}" for name in (*LIMITS, "max_waiters")]
     return [
         *LAUNCHER,
         nbdkit,

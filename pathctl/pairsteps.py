@@ -116,10 +116,14 @@ def _participant(peer: str, body: CreateVolume | Connect) -> db.Entry:
 def _free_port(node: Node) -> int:
     taken = {row.port for row in node.db.connections() if row.side == "destination"}
     address = node.host().address
-    for port in config.DATA_PORTS:
+    ports = node.cfg.settings.data.ports
+    for port in ports:
         if port not in taken and supervise.is_free(address, port):
             return port
-    raise errors.refused(f"no data port from {config.DATA_PORTS.start} to {config.DATA_PORTS.stop - 1} is free")
+    raise errors.refused(
+        f"no data port from {ports.start} to {ports.stop - 1} is free on host {node.host().name}; delete a pair "
+        "there, or allow more with data.port_first and data.port_last in its pathctl.toml"
+    )
 
 
 async def finish(node: Node, peer: str, body: Which) -> dict[str, Any]:

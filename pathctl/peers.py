@@ -71,7 +71,9 @@ class _Failure(msgspec.Struct, frozen=True):
 
 async def init(node: Node, body: Init) -> dict[str, Any]:
     wanted = db.Host(
-        config.check_name(body.name, "host"), config.check_address(body.address), config.check_port(body.port)
+        config.check_name(body.name, "host"),
+        config.check_address(body.address),
+        config.check_port(body.port, node.cfg.settings.data.ports),
     )
     found = node.db.host()
     if found is not None and found != wanted:

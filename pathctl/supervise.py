@@ -107,7 +107,7 @@ class Keeper:
     async def _start(self) -> None:
         if self._listener is None:
             self._listener = listen(self.plane)
-        argv = nbdkitcmd.argv(self.plane, find_nbdkit(), find_plugin(), self._cfg.settings.data)
+        argv = nbdkitcmd.argv(self.plane, find_nbdkit(), find_plugin(), self._cfg.settings)
         environment = nbdkitcmd.environment(os.environ, self._cfg.priority)
         _remove(self.plane.control)  # a dead process's
         pid = process.spawn(argv, environment, self._listener, Path(self.plane.log))

@@ -1,12 +1,10 @@
 """Folders, settings and the checks of what users type."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from nbdplugin import params
-from pathctl import config
+from pathctl import config, settings
 from pathctl.errors import ErrorCode, PathctlError
 
 
@@ -27,22 +25,17 @@ def test_keys_and_state_are_closed_to_others(tmp_path):
     assert {path.stat().st_mode & 0o777 for path in (cfg.state, cfg.run, cfg.state / "keys")} == {0o700}
 
 
-def test_settings_are_read_and_mistakes_in_them_are_told(tmp_path):
+def test_the_settings_below_the_root_are_read(tmp_path):
     cfg = config.load(tmp_path)
     cfg.etc.mkdir(parents=True)
-    (cfg.etc / "pathctl.toml").write_text("[timeouts]\nstart_s = 90.0\n[data]\nmax_waiters = 7\n")
+    cfg.settings_file.write_text("[timeouts]\nstart_s = 40\n[data]\nmax_waiters = 260\n")
     found = config.load(tmp_path)
-    assert (found.timeouts.start_s, found.settings.data.max_waiters) == (90.0, 7)
-    (cfg.etc / "pathctl.toml").write_text("[timeouts]\nstrat_s = 90.0\n")
+    assert (found.timeouts.start_s, found.settings.data.max_waiters) == (40.0, 260)
+    assert found.lines["data.max_waiters"] == 4
+    cfg.settings_file.write_text("[timeouts]\nstrat_s = 90.0\n")
     with pytest.raises(PathctlError, match="strat_s"):
         config.load(tmp_path)
-
-
-def test_a_command_is_given_up_only_after_the_data_plane_itself_has():
-    limits = {field.name: field.default for field in dataclasses.fields(params.Params)}
-    times = config.Timeouts()
-    assert times.control_s > limits["command_timeout_s"] + limits["flush_timeout_s"]
-    assert times.peer_step_s > times.start_s + times.control_s
+    assert config.at(tmp_path).settings == cfg.settings
 
 
 @pytest.mark.parametrize("name", ["a", "0", "vol-1", "a.b_c", "x" * 63])
@@ -81,10 +74,11 @@ def test_what_is_no_address_of_one_host_is_refused(address):
 
 
 def test_ports_of_the_data_path_are_not_for_control():
-    assert config.check_port(7630) == 7630
-    for port in (0, 65536, 7700, 7899):
-        with pytest.raises(PathctlError):
-            config.check_port(port)
+    ports = settings.Data(port_first=8000, port_last=8009).ports
+    assert [config.check_port(port, ports) for port in (7630, 7700, 7999, 8010)] == [7630, 7700, 7999, 8010]
+    for port in (0, 65536, 8000, 8009):
+        with pytest.raises(PathctlError, match=f"port {port} cannot be used"):
+            config.check_port(port, ports)
 
 
 def test_a_volume_may_carry_its_host():

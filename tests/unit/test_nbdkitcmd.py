@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbdplugin import params
-from pathctl import config, db, fusefile, nbdkitcmd
+from pathctl import config, db, fusefile, nbdkitcmd, settings
 
 CFG = config.Config(Path("/r"))
 HOST = db.Host("alpha", "10.0.0.1", 7630)
@@ -36,22 +36,23 @@ def test_the_host_is_served_on_a_unix_socket_without_tls():
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, SOURCE)
     assert wanted is not None
     assert (wanted.unix, wanted.address, wanted.port, wanted.psk_file) == ("/r/run/pathctl/v1.sock", None, None, None)
-    assert not [word for word in nbdkitcmd.argv(wanted, "nbdkit", "p.py", config.Data()) if "tls" in word]
+    assert not [word for word in nbdkitcmd.argv(wanted, "nbdkit", "p.py", settings.Settings()) if "tls" in word]
 
 
 def test_the_peer_is_served_on_the_rows_port_and_only_with_tls_and_the_pairs_key():
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, DESTINATION)
     assert wanted is not None
     assert (wanted.unix, wanted.address, wanted.port) == (None, "10.0.0.1", 7700)
-    words = nbdkitcmd.argv(wanted, "nbdkit", "p.py", config.Data())
+    words = nbdkitcmd.argv(wanted, "nbdkit", "p.py", settings.Settings())
     assert "--tls=require" in words
     assert "--tls-psk=/r/var/lib/pathctl/keys/psk/p1.psk" in words
 
 
-def test_the_command_names_the_volume_and_passes_set_parameters_only():
+def test_the_command_names_the_volume_and_passes_the_settings_of_the_data_plane():
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, SOURCE)
     assert wanted is not None
-    words = nbdkitcmd.argv(wanted, "/bin/nbdkit", "/p/plugin.py", config.Data(max_waiters=7))
+    found = settings.Settings(data=settings.Data(link_timeout_s=7))
+    words = nbdkitcmd.argv(wanted, "/bin/nbdkit", "/p/plugin.py", found)
     start = words.index("/bin/nbdkit")
     assert words[start:] == [
         "/bin/nbdkit",
@@ -65,13 +66,24 @@ def test_the_command_names_the_volume_and_passes_set_parameters_only():
         "meta=/r/var/lib/pathctl/volumes/v1.meta",
         "backing=/dev/sdx",
         "control=/r/run/pathctl/v1.ctl",
-        "max_waiters=7",
+        "fetch_timeout_s=30",
+        "link_timeout_s=7",
+        "flush_timeout_s=30",
+        "command_timeout_s=30",
+        "max_waiters=256",
     ]
 
 
 def test_all_that_the_kernel_sends_at_once_may_wait_and_others_are_still_received():
-    (waiters,) = [field.default for field in dataclasses.fields(params.Params) if field.name == "max_waiters"]
-    assert fusefile.MAX_BACKGROUND <= waiters < nbdkitcmd.THREADS["host"]
+    allowed = settings.table()["data.max_waiters"].key
+    assert fusefile.MAX_BACKGROUND <= allowed.low <= settings.Data().max_waiters
+    assert allowed.high < nbdkitcmd.THREADS["host"]
+
+
+def test_the_settings_have_the_data_planes_own_defaults():
+    own = {field.name: field.default for field in dataclasses.fields(params.Params)}
+    for name in (*nbdkitcmd.LIMITS, "max_waiters"):
+        assert getattr(settings.Data(), name) == own[name]
 
 
 def test_the_environment_is_made_and_not_inherited():
