@@ -11,7 +11,7 @@ import dataclasses
 import errno
 from collections.abc import Callable, Iterable
 
-from nbdplugin import actions
+from nbdplugin import actions, lineage
 from nbdplugin.actions import Flow, Patience, Wait, Waiter
 from nbdplugin.decide import Path
 from nbdplugin.errors import PathError, PathNotReady, PeerRefused, StoreFailed, VolumeFailed
@@ -76,6 +76,7 @@ class Core:
         self.counts = Counts()
         self.max_waiters = max_waiters
         self.max_active = max_active
+        self.spoken = lineage.SPOKEN
         self.session: int | None = None
         self.turn = 0
         self.distrusts = 0

@@ -2,6 +2,10 @@
 
 The source sends a Greeting; the destination judges it before any data moves.  Versions first, identity next,
 then the order of sessions, then whose data is newer.
+
+Versions of the data protocol: a greeting names the oldest and the newest that the source speaks, the answer the one
+that both use, the newest they share.  Version 1 knew neither: it takes a greeting of exactly its own fields, calls
+any other `malformed`, and is then greeted in its own form.
 """
 
 from __future__ import annotations
@@ -9,9 +13,21 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
-PROTOCOL = 1
+
+class Versions(NamedTuple):
+    """The versions of the data protocol that a host speaks, both ends included."""
+
+    oldest: int
+    newest: int
+
+    def __str__(self) -> str:
+        return f"version {self.newest}" if self.oldest == self.newest else f"versions {self.oldest} to {self.newest}"
+
+
+SPOKEN = Versions(1, 2)
+MALFORMED = "malformed"  # the answer to what is no greeting
 
 
 class Verdict(enum.StrEnum):
@@ -66,10 +82,18 @@ class Greeting:
     generation: str
     ancestors: tuple[str, ...]
     differs: bool
-    protocol: int = PROTOCOL
+    protocol: int = SPOKEN.newest
+    oldest: int = SPOKEN.oldest
+
+    @property
+    def versions(self) -> Versions:
+        return Versions(self.oldest, self.protocol)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if self.protocol == 1:
+            del fields["oldest"]
+        return fields
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,21 +107,61 @@ class Facts:
     generation: str
     ancestors: tuple[str, ...]
     incomplete: bool
+    spoken: Versions = SPOKEN
 
 
-def parse_greeting(fields: Any) -> Greeting | None:
-    """A Greeting from JSON that a peer sent, or None; nothing in it is trusted."""
-    kinds = {"pair": str, "size": int, "track_size": int, "session": int, "accepted": int, "committed": bool}
-    kinds |= {"invalidate": str, "generation": str, "ancestors": list, "differs": bool, "protocol": int}
-    if not isinstance(fields, dict) or set(fields) != set(kinds):
+_KINDS = {"pair": str, "size": int, "track_size": int, "session": int, "accepted": int, "committed": bool}
+_KINDS |= {"invalidate": str, "generation": str, "ancestors": list, "differs": bool, "protocol": int}
+
+
+def parse_greeting(fields: Any, spoken: Versions = SPOKEN) -> Greeting | None:
+    """A Greeting from JSON that a peer sent, or None; nothing in it is trusted.
+
+    One of a version above ours may say more than we know, so that we can tell it which versions we speak.
+    """
+    if not isinstance(fields, dict) or type(fields.get("protocol")) is not int:
+        return None
+    version = fields["protocol"]
+    kinds = _KINDS if version == 1 or spoken.newest == 1 else _KINDS | {"oldest": int}
+    is_known = spoken.newest == 1 or version <= spoken.newest
+    if not set(kinds) <= set(fields) or (is_known and set(fields) != set(kinds)):
         return None
     if any(type(fields[name]) is not kind for name, kind in kinds.items()):
         return None
     if len(fields["ancestors"]) > 64 or not all(isinstance(item, str) for item in fields["ancestors"]):
         return None
-    if not 0 < fields["session"] < 1 << 62:
+    oldest = fields["oldest"] if "oldest" in kinds else version
+    if not 0 < fields["session"] < 1 << 62 or not 0 < oldest <= version < 1 << 31:
         return None
-    return Greeting(**{**fields, "ancestors": tuple(fields["ancestors"])})
+    known = {name: fields[name] for name in kinds}
+    return Greeting(**known | {"ancestors": tuple(fields["ancestors"]), "oldest": oldest})
+
+
+def get_common(one: Versions, other: Versions) -> int | None:
+    """The newest version that both speak; None without one."""
+    newest = min(one.newest, other.newest)
+    return newest if newest >= max(one.oldest, other.oldest) else None
+
+
+def get_first_form(greeting: Greeting, answer: dict[str, Any]) -> Greeting | None:
+    """The greeting as version 1 knows it, if the answer is that of a peer that speaks no other and we do too."""
+    if answer.get("verdict") != MALFORMED or greeting.oldest > 1 or greeting.protocol == 1:
+        return None
+    return dataclasses.replace(greeting, protocol=1, oldest=1)
+
+
+def explain_versions(source: Versions, destination: Versions) -> str:
+    """Why the two cannot talk, for both their admins."""
+    return (
+        f"the source speaks {source} of the data protocol, the destination {destination}; bring both hosts to one "
+        "release of pathctl"
+    )
+
+
+def parse_versions(text: str) -> Versions:
+    """`OLDEST-NEWEST`, as a test gives it; raises ValueError."""
+    oldest, _, newest = text.partition("-")
+    return Versions(int(oldest), int(newest))
 
 
 def get_kinship(
@@ -122,7 +186,7 @@ _REFUSED = {
 
 def judge(greeting: Greeting, facts: Facts) -> Verdict:
     """The destination's answer to a greeting."""
-    if greeting.protocol != PROTOCOL:
+    if get_common(greeting.versions, facts.spoken) is None:
         return Verdict.VERSION
     if greeting.pair != facts.pair:
         return Verdict.WRONG_PAIR

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbdplugin import actions, modes, peer, store
+from nbdplugin import actions, lineage, modes, peer, store
 from nbdplugin.actions import Outcome
 from nbdplugin.core import Core
 from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused, StoreFailed
-from nbdplugin.lineage import Greeting, Verdict
+from nbdplugin.lineage import Greeting, Verdict, Versions
 from nbdplugin.params import Params
 from nbdplugin.peer import Address, Connection, Session
 from nbdplugin.store import Store
@@ -173,6 +173,9 @@ class Link:
         try:
             greeting = self._engine.run(modes.begin_session(self._core))
             answer = peer.ask(meta, {"op": "greet", **greeting.to_json()})
+            first_form = lineage.get_first_form(greeting, answer)
+            if first_form is not None:
+                answer = peer.ask(meta, {"op": "greet", **first_form.to_json()})
         except PathError:
             meta.shut()
             raise
@@ -187,6 +190,8 @@ class Link:
             raise PeerLost("the peer has seen a newer session; the next attempt takes a higher number")
         if verdict == "busy":
             raise PeerLost(str(answer.get("message")))
+        if verdict == lineage.MALFORMED:
+            raise PeerRefused(lineage.explain_versions(greeting.versions, Versions(1, 1)))
         raise PeerRefused(f"the peer refuses the path: {answer.get('message') or verdict}")
 
     def _open(self, greeting: Greeting, meta: Connection) -> Session:

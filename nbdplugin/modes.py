@@ -194,6 +194,8 @@ def begin_session(core: Core) -> Flow[Greeting]:
         generation=header.generation,
         ancestors=tuple(header.ancestors),
         differs=bool(core.table.owed.count or core.table.active_on_disk),
+        protocol=core.spoken.newest,
+        oldest=core.spoken.oldest,
     )
 
 

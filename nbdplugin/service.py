@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from nbdplugin import actions, checkpoint, control, link, modes, status
+from nbdplugin import actions, checkpoint, control, lineage, link, modes, status
 from nbdplugin.actions import Patience
 from nbdplugin.control import Control, get_side, get_text
 from nbdplugin.copier import Copier
@@ -397,4 +397,20 @@ def make(params: Params) -> HostService | PeerService:
     meta = MetaFile(params.meta)
     backing = Store(params.backing, meta.table.geometry.size)
     control.get_listener()
-    return HostService(params, meta, backing) if params.role == "host" else PeerService(params, meta, backing)
+    spoken = _get_spoken()
+    if params.role == "host":
+        host = HostService(params, meta, backing)
+        host.core.spoken = spoken
+        return host
+    peer = PeerService(params, meta, backing)
+    peer.target.spoken = spoken
+    return peer
+
+
+def _get_spoken() -> lineage.Versions:
+    """Ours, unless a test plays another release with $PATHCTL_DATA_PROTOCOL, `OLDEST-NEWEST`."""
+    text = os.environ.get("PATHCTL_DATA_PROTOCOL")
+    try:
+        return lineage.parse_versions(text) if text else lineage.SPOKEN
+    except ValueError:
+        raise BadRequest(f"$PATHCTL_DATA_PROTOCOL={text} is not OLDEST-NEWEST") from None

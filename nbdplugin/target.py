@@ -12,7 +12,7 @@ from typing import Any
 from nbdplugin import actions, lineage
 from nbdplugin.actions import Data, Flow, Patience, Wait, Waiter
 from nbdplugin.errors import PathError, PeerRefused, Refused, SessionOver, StoreFailed, VolumeFailed
-from nbdplugin.lineage import Facts, Verdict
+from nbdplugin.lineage import Facts, Greeting, Verdict
 from nbdplugin.tracks import ANCESTORS, Change, Table
 
 
@@ -28,6 +28,7 @@ class Target:
         self.is_greeting = False
         self.is_table_busy = False
         self.failed: str | None = None
+        self.spoken = lineage.SPOKEN
         self.woken: list[Waiter] = []
         self.waiters: list[Waiter] = []
         self.read_bytes = 0
@@ -52,9 +53,9 @@ class Target:
 
     def greet(self, fields: Any) -> Flow[dict[str, Any]]:
         """The answer to a greeting; accepted only once no older session can touch the volume any more."""
-        greeting = lineage.parse_greeting(fields)
+        greeting = lineage.parse_greeting(fields, self.spoken)
         if greeting is None:
-            return {"verdict": "malformed", "message": "the greeting is not one of this protocol"}
+            return {"verdict": lineage.MALFORMED, "message": "the greeting is not one of this protocol"}
         while self.is_greeting:
             if not (yield from self._wait()):
                 return {"verdict": "busy", "message": "another greeting is still under way"}
@@ -63,7 +64,7 @@ class Target:
             verdict = lineage.judge(greeting, self._get_facts())
             if verdict is Verdict.ACCEPTED and not (yield from self._open(greeting.session)):
                 return {"verdict": "busy", "message": "requests of an older session are still running at the peer"}
-            return self._answer(verdict)
+            return self._answer(verdict, greeting)
         finally:
             self.is_greeting = False
             self._wake()
@@ -92,13 +93,18 @@ class Target:
             generation=header.generation,
             ancestors=tuple(header.ancestors),
             incomplete=self.is_incomplete,
+            spoken=self.spoken,
         )
 
-    def _answer(self, verdict: Verdict) -> dict[str, Any]:
+    def _answer(self, verdict: Verdict, greeting: Greeting) -> dict[str, Any]:
         header = self.table.header
+        message = lineage.SENTENCES.get(verdict, "")
+        if verdict is Verdict.VERSION:
+            message = lineage.explain_versions(greeting.versions, self.spoken)
         return {
             "verdict": verdict.value,
-            "message": lineage.SENTENCES.get(verdict, ""),
+            "message": message,
+            "protocol": lineage.get_common(greeting.versions, self.spoken),
             "epoch": self.epoch,
             "session": header.session,
             "generation": header.generation,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdplugin import lineage
-from nbdplugin.lineage import Facts, Greeting, Kinship, Verdict
+from nbdplugin.lineage import Facts, Greeting, Kinship, Verdict, Versions
 
 GREETING = Greeting(
     pair="pair",
@@ -37,7 +37,10 @@ def judge(greeting: dict[str, Any] | None = None, facts: dict[str, Any] | None =
 CASES = {
     "all is well": ({}, {}, Verdict.ACCEPTED),
     "the peer is behind": ({}, {"generation": "g1", "ancestors": ()}, Verdict.ACCEPTED),
-    "another protocol": ({"protocol": 2}, {}, Verdict.VERSION),
+    "too new a protocol": ({"protocol": 10, "oldest": 9}, {}, Verdict.VERSION),
+    "too old a protocol": ({"protocol": 1, "oldest": 1}, {"spoken": Versions(2, 3)}, Verdict.VERSION),
+    "a newer protocol that speaks ours": ({"protocol": 3, "oldest": 2}, {}, Verdict.ACCEPTED),
+    "an older protocol that we speak": ({"protocol": 1, "oldest": 1}, {}, Verdict.ACCEPTED),
     "another pair": ({"pair": "other"}, {}, Verdict.WRONG_PAIR),
     "no pair there": ({}, {"pair": None}, Verdict.WRONG_PAIR),
     "another size": ({"size": 2 << 20}, {}, Verdict.WRONG_SHAPE),
@@ -75,11 +78,13 @@ def test_every_refusal_says_what_to_do() -> None:
 
 
 def test_who_we_are_comes_before_what_we_have() -> None:
-    wrong = {"protocol": 9, "pair": "other", "size": 512, "accepted": 9, "session": 1, "generation": "x"}
+    wrong = {"protocol": 9, "oldest": 9, "pair": "other", "size": 512, "accepted": 9, "session": 1, "generation": "x"}
     order = [Verdict.VERSION, Verdict.WRONG_PAIR, Verdict.WRONG_SHAPE, Verdict.ROLLED_BACK, Verdict.OLD_SESSION]
-    for name, verdict in zip(list(wrong), order, strict=False):
+    names = [name for name in wrong if name != "oldest"]
+    for name, verdict in zip(names, order, strict=False):
         assert judge(wrong) is verdict
         del wrong[name]
+        wrong.pop("oldest", None)
     assert judge(wrong) is Verdict.UNRELATED
 
 
@@ -130,6 +135,45 @@ def test_a_missing_field_is_no_greeting(name: str) -> None:
 )
 def test_a_value_out_of_bounds_is_no_greeting(change: dict[str, Any]) -> None:
     assert lineage.parse_greeting(to_fields() | change) is None
+
+
+def test_a_greeting_of_the_first_version_has_exactly_the_fields_that_it_knows() -> None:
+    asked = lineage.get_first_form(GREETING, {"verdict": "malformed"})
+    assert asked is not None
+    fields = asked.to_json()
+    known = "pair size track_size session accepted committed invalidate generation ancestors differs protocol"
+    assert (set(fields), fields["protocol"]) == (set(known.split()), 1)
+    heard = lineage.parse_greeting(fields | {"ancestors": list(asked.ancestors)})
+    assert heard == asked
+    for spoken in (Versions(1, 1), Versions(1, 2)):
+        assert lineage.parse_greeting(fields | {"ancestors": []}, spoken) is not None
+
+
+def test_the_first_version_takes_any_other_for_no_greeting_and_is_asked_again_only_where_that_can_help() -> None:
+    assert lineage.parse_greeting(to_fields(), Versions(1, 1)) is None
+    assert lineage.get_first_form(GREETING, {"verdict": "version"}) is None
+    for versions in ({"oldest": 2}, {"protocol": 1}):
+        assert lineage.get_first_form(dataclasses.replace(GREETING, **versions), {"verdict": "malformed"}) is None
+
+
+def test_a_greeting_newer_than_ours_may_say_more_and_is_told_which_versions_there_are() -> None:
+    greeting = lineage.parse_greeting(to_fields() | {"protocol": 10, "oldest": 9, "more": {}})
+    assert greeting is not None
+    assert lineage.judge(greeting, FACTS) is Verdict.VERSION
+    sentence = lineage.explain_versions(greeting.versions, FACTS.spoken)
+    assert "the source speaks versions 9 to 10 of the data protocol, the destination versions 1 to 2" in sentence
+
+
+@pytest.mark.parametrize("wrong", [{"oldest": 0}, {"oldest": 3}, {"protocol": 0, "oldest": 0}, {"protocol": 1 << 31}])
+def test_versions_that_cannot_be_are_no_greeting(wrong: dict[str, int]) -> None:
+    assert lineage.parse_greeting(to_fields() | wrong) is None
+
+
+@pytest.mark.parametrize("a", [(1, 1), (1, 2), (2, 2), (2, 4), (9, 10)])
+@pytest.mark.parametrize("b", [(1, 1), (1, 2), (2, 2), (2, 4), (9, 10)])
+def test_two_hosts_use_the_newest_version_that_both_speak(a: tuple[int, int], b: tuple[int, int]) -> None:
+    shared = set(range(a[0], a[1] + 1)) & set(range(b[0], b[1] + 1))
+    assert lineage.get_common(Versions(*a), Versions(*b)) == max(shared, default=None)
 
 
 JSON = st.recursive(
