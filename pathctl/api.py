@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -61,7 +62,8 @@ async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
 
 
 async def ping(node: Node, peer: str, body: peers.Nothing) -> dict[str, Any]:
-    return {"name": node.host().name}
+    told = {"name": node.host().name}
+    return told | {"time": time.time()} if protocol.spoken().newest > 1 else told
 
 
 USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
@@ -110,7 +112,17 @@ def peer_app(node: Node) -> web.Application:
 
     async def handle(request: web.Request) -> web.Response:
         caller = _caller(node, request)
-        return await _answer(node, request, lambda verb, raw: _peer_call(node, caller, verb, raw))
+        theirs = protocol.parse(request.headers.get(protocol.HEADER))
+
+        def call(verb: str, raw: bytes) -> Answer:
+            version = protocol.agree(f"host {caller}" if caller else "the host that calls", theirs)
+            if caller is not None:
+                node.protocols[caller] = version
+            return _peer_call(node, caller, verb, raw)
+
+        answer = await _answer(node, request, call)
+        answer.headers.update(protocol.headers())
+        return answer
 
     app.router.add_post("/v1/peer/{verb}", handle)
     return app
@@ -128,7 +140,7 @@ def _peer_call(node: Node, caller: str | None, verb: str, raw: bytes) -> Answer:
         return peers.admit(node, _decode(verb, raw, peers.JoinSecret))
     if caller is None:
         raise errors.refused("this host does not know the certificate that was shown; enrol with `pathctl peer join`")
-    if verb not in PEER_VERBS:
+    if verb not in PEER_VERBS or not protocol.knows(verb):
         raise _no_verb(verb)
     kind, handler = PEER_VERBS[verb]
     return handler(node, caller, _decode(verb, raw, kind))

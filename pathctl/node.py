@@ -37,6 +37,7 @@ class Node:
     listening: asyncio.Event = field(default_factory=asyncio.Event)
     listen_error: str | None = None
     server_context: ssl.SSLContext | None = None
+    protocols: dict[str, int] = field(default_factory=dict)  # by peer: the control protocol last spoken with it
 
     def host(self) -> Host:
         found = self.db.host()

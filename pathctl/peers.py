@@ -12,12 +12,13 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from pathctl import config, db, errors, pki
+from pathctl import config, db, errors, pki, protocol
 from pathctl.errors import ErrorCode
 from pathctl.node import Node
 
 ANSWER_LIMIT = 1 << 20
 LISTEN_LIMIT_S = 5.0
+WRONG_TIME = {9: "not yet valid", 10: "expired"}  # openssl/x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
 
 
 class Init(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +127,8 @@ async def join(node: Node, body: Join) -> dict[str, Any]:
         raise errors.refused(f"the token was made by a host called {host.name}, like this one; host names must differ")
     mine = JoinSecret(token.secret, host.name, host.address, host.port, node.cfg.host_certificate.read_text())
     pin = aiohttp.Fingerprint(bytes.fromhex(token.fingerprint))
+    if protocol.spoken().oldest > 1:
+        await _hear_version(node, token, pin)
     answer = await _post(node, token.name, token.address, token.port, pin, "join", mine, node.cfg.timeouts.peer_look_s)
     found = msgspec.convert(answer, Identity)
     if pki.fingerprint(found.certificate) != token.fingerprint:
@@ -133,6 +136,16 @@ async def join(node: Node, body: Join) -> dict[str, Any]:
     peer = db.Peer(token.name, token.address, token.port, found.certificate)
     enrol(node, peer)
     return {"peer": peer_json(peer, True)}
+
+
+async def _hear_version(node: Node, token: pki.Token, pin: aiohttp.Fingerprint) -> None:
+    """Refused when the host speaks none of our versions; that it does not know us yet does not matter."""
+    ask = _post(node, token.name, token.address, token.port, pin, "ping", Nothing(), node.cfg.timeouts.peer_look_s)
+    try:
+        await ask
+    except errors.PathctlError:
+        if token.name not in node.protocols:
+            raise
 
 
 async def list_all(node: Node, body: Nothing) -> dict[str, Any]:
@@ -193,8 +206,19 @@ def _trust(node: Node, peer: db.Peer) -> None:
 async def call(node: Node, name: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
     """One verb at a peer; raises the peer's own PathctlError, or NoAnswer."""
     peer = node.peer(name)
+    if verb in protocol.SINCE:
+        protocol.require(name, await version(node, name), protocol.SINCE[verb], f"`{verb}`")
+    elif verb != "ping" and protocol.spoken().oldest > 1:
+        await version(node, name)  # a host of version 1 would carry it out without looking
     context = pki.client_context(node.cfg, peer.certificate)
     return await _post(node, name, peer.address, peer.port, context, verb, body, limit_s)
+
+
+async def version(node: Node, name: str) -> int:
+    """The control protocol spoken with a peer; asks it where that is not known."""
+    if name not in node.protocols:
+        await call(node, name, "ping", Nothing(), node.cfg.timeouts.peer_look_s)
+    return node.protocols[name]
 
 
 async def _post(
@@ -213,16 +237,18 @@ async def _post(
         connector = aiohttp.TCPConnector(ssl=trusted)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=limits) as session,
-            session.post(url, data=msgspec.json.encode(body), allow_redirects=False) as response,
+            session.post(
+                url, data=msgspec.json.encode(body), headers=protocol.headers(), allow_redirects=False
+            ) as response,
         ):
-            return _answer(name, verb, response.status, await _read(response))
+            answer = await _read(response)
+            theirs = protocol.parse(response.headers.get(protocol.HEADER))
+            node.protocols[name] = protocol.agree(f"host {name}", theirs)
+            return _answer(name, verb, response.status, answer)
     except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientConnectorCertificateError) as error:
-        raise errors.NoAnswer(
-            ErrorCode.UNREACHABLE,
-            f"the host at {address}:{port} is not {name}: it shows another certificate; check the address",
-            sent=False,
-        ) from error
+        raise _wrong_certificate(name, address, port, error) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        node.protocols.pop(name, None)  # it may come back as another release
         raise errors.NoAnswer(
             ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} cannot be reached", sent=False
         ) from error
@@ -230,6 +256,18 @@ async def _post(
         raise errors.NoAnswer(
             ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} was asked ({verb}) and did not answer", sent=True
         ) from error
+
+
+def _wrong_certificate(name: str, address: str, port: int, error: Exception) -> errors.NoAnswer:
+    code = getattr(getattr(error, "certificate_error", None), "verify_code", None)
+    what = f"the host at {address}:{port} is not {name}: it shows another certificate; check the address"
+    if code in WRONG_TIME:
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        what = (
+            f"the certificate of host {name} counts as {WRONG_TIME[code]} because this host's clock says {now}; set the "
+            "clock of this host"
+        )
+    return errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=False)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
