@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from pathctl import errors, pairs, pairsteps, peers, pki, planes, volumes
+from pathctl import errors, pairs, pairsteps, peers, pki, planes, protocol, volumes
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 

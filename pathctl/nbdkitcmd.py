@@ -85,7 +85,11 @@ def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> l
 def environment(own: Mapping[str, str], priority: Path) -> dict[str, str]:
     """The interpreter's own folder goes first on PATH: nbdkit's Python is the first python3 there."""
     bin_folder = str(Path(sys.executable).parent)
-    passed = {name: own[name] for name in ("PYTHONPATH", "HOME", "LANG", "TZ", "TMPDIR") if name in own}
+    passed = {
+        name: own[name]
+        for name in ("PYTHONPATH", "HOME", "LANG", "TZ", "TMPDIR", "PATHCTL_DATA_PROTOCOL")
+        if name in own
+    }
     return {
         **passed,
         "PATH": f"{bin_folder}:{own.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",

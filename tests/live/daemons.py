@@ -36,6 +36,7 @@ class Daemon:
         self.port = free_port()
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
         settings = self.root / "etc/pathctl/pathctl.toml"
         settings.parent.mkdir(parents=True)
         settings.write_text("[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n")
@@ -44,7 +45,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "pathctld", "--root", self.root],
-                env=os.environ | {"PATHCTL_FAULTS": str(self.faults)},
+                env=os.environ | {"PATHCTL_FAULTS": str(self.faults)} | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
