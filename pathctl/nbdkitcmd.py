@@ -20,6 +20,8 @@ LIMITS = ("fetch_timeout_s", "link_timeout_s", "flush_timeout_s", "command_timeo
 
 LISTEN_FD = 3  # where nbdkit looks for the socket (sd_listen_fds(3))
 
+PASSED = ("PYTHONPATH", "HOME", "LANG", "TZ", "TMPDIR", "PATHCTL_DATA_PROTOCOL")  # the last is for tests
+
 # LISTEN_PID must be nbdkit's own process id: exec keeps the shell's.
 LAUNCHER = ("/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh")
 

@@ -264,8 +264,8 @@ def _wrong_certificate(name: str, address: str, port: int, error: Exception) -> 
     if code in WRONG_TIME:
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         what = (
-            f"the certificate of host {name} counts as {WRONG_TIME[code]} because this host's clock says {now}; set that "
-            "clock"
+            f"the certificate of host {name} counts as {WRONG_TIME[code]} because this host's clock says {now}; set "
+            "that clock"
         )
     return errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=False)
 
