@@ -21,7 +21,7 @@ from typing import IO
 import aiohttp
 from aiohttp import web
 
-from pathctl import api, config, db, errors, pairrecover, peers, pki, planes, process, supervise, volumes
+from pathctl import api, config, db, errors, logs, pairrecover, peers, pki, planes, process, supervise, volumes
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 from pathctl.node import Node
 
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--root", help="folder that takes the place of / (default: $PATHCTL_ROOT, else /)")
     parser.add_argument("--stop-all", action="store_true", help="end pathctld, all volumes' processes and devices")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        cfg = config.load(arguments.root)
+        cfg = _load(arguments.root, is_ending=arguments.stop_all)
+        logs.set_up(cfg.settings.log)
         config.check_socket_path(cfg.api_socket)
         cfg.make_folders()
         asyncio.run(_stop_all(cfg) if arguments.stop_all else _serve_alone(cfg))
@@ -49,6 +49,17 @@ def main() -> None:
     except OSError as error:
         print(f"pathctld: {error}", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
+
+
+def _load(root: str | None, *, is_ending: bool) -> config.Config:
+    """The settings are read here, once.  To end everything, wrong ones are no obstacle."""
+    try:
+        return config.load(root)
+    except PathctlError as error:
+        if not is_ending:
+            raise
+        print(f"pathctld: {error.message}; everything is ended with the default settings", file=sys.stderr)
+        return config.at(root)
 
 
 @contextlib.contextmanager
@@ -104,6 +115,10 @@ async def _ask_to_stop(cfg: config.Config) -> None:
 async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     """Run a node until SIGTERM, SIGINT or host.shutdown; without `serving`, only to end everything."""
     database = db.Database(cfg.database)
+    database.keep_events = cfg.settings.events.keep
+    database.on_event = logs.write_event
+    if serving:
+        _check_own_port(cfg, database)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,6 +135,17 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     finally:
         stopped.cancel()
         database.close()
+
+
+def _check_own_port(cfg: config.Config, database: db.Database) -> None:
+    """The data ports are settings, the control port is a row: only here do they meet."""
+    host, ports = database.host(), cfg.settings.data.ports
+    if host is not None and host.port in ports:
+        database.close()
+        raise errors.usage(
+            f"{cfg.settings_file}: the data ports {ports.start} to {ports.stop - 1} include {host.port}, on which this "
+            "host listens for its peers; choose data.port_first and data.port_last so that it is outside"
+        )
 
 
 async def _run(
@@ -141,6 +167,7 @@ async def _run(
             ("peers", _serve_peers(node)),
             ("start", _bring_up(node)),
             ("recover", pairrecover.run(node)),
+            ("logs", logs.keep_bounded(cfg.state / "log", cfg.settings.log.volume_bytes)),
         ):
             tasks.create_task(_root(node, name, work), name=name)
     return None
@@ -173,7 +200,7 @@ async def _adopt(node: Node) -> None:
         if wanted is not None:
             await node.supervisor.adopt(wanted, found.pop(row.name, []))
     for volume, pids in found.items():
-        log.warning("volume %s needs no process: ending %s", volume, pids)
+        log.warning("volume %s needs no process: ending %s", volume, pids, extra=logs.of(volume=volume))
         await supervise.kill_strays(pids)
 
 
@@ -191,7 +218,7 @@ async def _bring_up_one(node: Node, name: str) -> None:
                 if row.attached:
                     await volumes.ensure_device(node, row)
         except PathctlError as error:
-            log.warning("volume %s is not up: %s", name, error.message)
+            log.warning("volume %s is not up: %s", name, error.message, extra=logs.of(volume=name))
 
 
 async def _serve_users(node: Node) -> None:

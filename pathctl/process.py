@@ -15,7 +15,6 @@ import psutil
 
 from pathctl import errors, nbdkitcmd
 
-LOG_LIMIT = 1 << 20
 LOG_TAIL = 4096
 
 
@@ -74,7 +73,6 @@ def spawn(argv: list[str], environment: dict[str, str], listener: socket.socket,
     SIGTERM stays blocked in the child: nbdkit 1.32 asks for it at its parent's death (prctl PR_SET_PDEATHSIG, with or
     without --exit-with-parent), and would then answer its clients ESHUTDOWN.  It is to outlive us.
     """
-    _rotate(log)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
@@ -82,11 +80,6 @@ def spawn(argv: list[str], environment: dict[str, str], listener: socket.socket,
         (os.POSIX_SPAWN_DUP2, listener.fileno(), nbdkitcmd.LISTEN_FD),
     ]
     return os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True, setsigmask=[signal.SIGTERM])
-
-
-def _rotate(log: Path) -> None:
-    if log.exists() and log.stat().st_size > LOG_LIMIT:
-        log.replace(log.with_name(log.name + ".1"))
 
 
 def last_line(log: Path) -> str:

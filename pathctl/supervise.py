@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pathctl import config, controlclient, errors, nbdkitcmd, process
+from pathctl import config, controlclient, errors, logs, nbdkitcmd, process
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Keeper:
         self._process: process.Process | None = None
         self._changed = asyncio.Condition()
         self._is_stale = asyncio.Event()
+        self._about = logs.of(volume=plane.volume)
 
     @property
     def pid(self) -> int | None:
@@ -62,7 +63,7 @@ class Keeper:
                 await self._run_once()
             except errors.PathctlError as error:
                 await self._say(ready=False, failure=error.message)
-                log.warning("nbdkit of volume %s does not run: %s", self.plane.volume, error.message)
+                log.warning("nbdkit of volume %s does not run: %s", self.plane.volume, error.message, extra=self._about)
             lived_well = asyncio.get_running_loop().time() - since > LIVED_WELL_S
             if pause and not lived_well:
                 await asyncio.sleep(pause)
@@ -81,7 +82,12 @@ class Keeper:
         self._process.close()
         self._process = None
         await self._say(ready=False, failure=None)
-        log.warning("nbdkit of volume %s ended and is started again; see %s", self.plane.volume, self.plane.log)
+        log.warning(
+            "nbdkit of volume %s ended and is started again; see %s",
+            self.plane.volume,
+            self.plane.log,
+            extra=self._about,
+        )
 
     async def _bring(self) -> None:
         """Until cancelled, which the process's end does: tell it what its rows want, again until that succeeds."""
@@ -92,7 +98,7 @@ class Keeper:
                 await self._started(self.plane.volume)
             except errors.PathctlError as error:
                 if error.message != said:
-                    log.warning("volume %s, trying on: %s", self.plane.volume, error.message)
+                    log.warning("volume %s, trying on: %s", self.plane.volume, error.message, extra=self._about)
                 said = error.message
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_S)
@@ -256,7 +262,10 @@ class Supervisor:
                 process.check_listener(running.pid, sockets[0])
                 return sockets.pop()
         except errors.PathctlError as error:
-            log.warning("nbdkit %s of volume %s is not adopted: %s", running.pid, plane.volume, error.message)
+            about = logs.of(volume=plane.volume)
+            log.warning(
+                "nbdkit %s of volume %s is not adopted: %s", running.pid, plane.volume, error.message, extra=about
+            )
         finally:
             for left in sockets:
                 left.close()
@@ -308,7 +317,7 @@ async def _root(keeper: Keeper) -> None:
         await keeper.run()
     except Exception:
         keeper.failure = "its keeper failed; see the log of pathctld and restart it"
-        log.exception("keeper of volume %s", keeper.plane.volume)
+        log.exception("keeper of volume %s", keeper.plane.volume, extra=logs.of(volume=keeper.plane.volume))
 
 
 async def kill_strays(pids: list[int]) -> None:
