@@ -2,6 +2,9 @@
 
 Two copies of each page; the second is written after the first is durable, and a change is done after both.  A bad
 page is replaced by its twin; where both are bad the volume is not served.
+
+All room the file will ever need is taken when it is made: a full file system must not keep a served volume from
+recording what has become invalid or owed.
 """
 
 from __future__ import annotations
@@ -36,14 +39,14 @@ def create(path: Path, header: Header) -> None:
     except OSError as error:
         raise BadRequest(f"{path} cannot be created: {error.strerror}") from None
     try:
-        os.ftruncate(fd, layout.get_file_size(table.geometry.tracks))
+        os.posix_fallocate(fd, 0, layout.get_file_size(table.geometry.tracks))
         for copy in (0, 1):
             os.pwrite(fd, change.header, layout.get_header_offset(copy))
             os.fdatasync(fd)
         _sync_folder(path)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise BadRequest(f"{path} cannot be written: {error.strerror}") from None
+        raise BadRequest(f"{path} cannot be written: {error.strerror}; make room there") from None
     finally:
         os.close(fd)
 

@@ -132,6 +132,13 @@ def test_a_write_that_fails_is_told(path: Path) -> None:
         file.write(change)
 
 
+def test_all_room_that_the_file_will_need_is_taken_when_it_is_made(path: Path) -> None:
+    found = path.stat()
+    assert found.st_size == layout.get_file_size(TRACKS)
+    assert found.st_blocks * 512 >= found.st_size
+    assert list(MetaFile(path)._find_written(MetaFile(path, is_writer=False).table)) == []
+
+
 @pytest.mark.parametrize("size", [0, 100, layout.BITS_START - 1])
 def test_a_file_that_is_too_short_is_refused(path: Path, size: int) -> None:
     os.truncate(path, size)
