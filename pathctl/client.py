@@ -1,7 +1,8 @@
 """client - asks this host's pathctld over its Unix socket.
 
-One verb is one POST of a JSON object that is answered with another (see api).  What pathctld refuses, and what keeps
-it from being asked, arrives as PathctlError.  Imports the standard library only: the command line's own start is short.
+One verb is one POST of a JSON object that is answered with another (see api); `metrics` is a GET.  What pathctld
+refuses, and what keeps it from being asked, arrives as PathctlError.  Imports the standard library only: the command
+line's own start is short.
 """
 
 import http.client
@@ -28,11 +29,24 @@ def socket_path(root: Path) -> Path:
 
 def call(root: Path, verb: str, limit_s: float = VERB_LIMIT_S, **fields: Any) -> dict[str, Any]:
     """The answer of the pathctld below `root` to one verb; raises PathctlError."""
+    status, body = _ask(root, verb, limit_s, "POST", f"/v1/{verb}", json.dumps(fields))
+    return _read_answer(verb, status, body)
+
+
+def metrics(root: Path, limit_s: float = VERB_LIMIT_S) -> str:
+    """What pathctld tells Prometheus; raises PathctlError."""
+    status, body = _ask(root, "metrics", limit_s, "GET", "/metrics", None)
+    if status != http.HTTPStatus.OK:
+        raise errors.internal(f"pathctld answered /metrics with HTTP status {status}; see its log")
+    return body.decode(errors="replace")
+
+
+def _ask(root: Path, verb: str, limit_s: float, method: str, path: str, sent: str | None) -> tuple[int, bytes]:
     connection = _UnixConnection(socket_path(root), limit_s)
     try:
-        connection.request("POST", f"/v1/{verb}", json.dumps(fields), {"Content-Type": "application/json"})
+        connection.request(method, path, sent, {"Content-Type": "application/json"} if sent else {})
         response = connection.getresponse()
-        body = response.read()
+        return response.status, response.read()
     except TimeoutError:
         raise errors.PathctlError(
             errors.ErrorCode.TIMEOUT,
@@ -41,11 +55,11 @@ def call(root: Path, verb: str, limit_s: float = VERB_LIMIT_S, **fields: Any) ->
     except (OSError, http.client.HTTPException) as error:
         raise errors.PathctlError(
             errors.ErrorCode.UNREACHABLE,
-            f"pathctld broke off {verb} ({error or type(error).__name__}): what it did is unknown, repeat the command",
+            f"pathctld broke off {verb} ({error or type(error).__name__}): what it did is unknown, look with"
+            " `pathctl status`, then repeat the command",
         ) from error
     finally:
         connection.close()
-    return _read_answer(verb, response.status, body)
 
 
 def _read_answer(verb: str, status: int, body: bytes) -> dict[str, Any]:
@@ -91,12 +105,21 @@ class _UnixConnection(http.client.HTTPConnection):
             self.sock.connect(str(self._path))
         except PermissionError:
             raise errors.PathctlError(
-                errors.ErrorCode.REFUSED, f"you may not use {self._path}: repeat the command as root"
+                errors.ErrorCode.REFUSED,
+                f"you may not use {self._path}, so nothing was done: repeat the command as root",
             ) from None
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise errors.PathctlError(
-                errors.ErrorCode.UNREACHABLE,
-                f"pathctld does not run: {self._path}: {reason}; start pathctld, or name another root with --root",
-            ) from None
+            raise _not_running(self._path, error) from None
         self.sock.settimeout(self._limit_s)
+
+
+def _not_running(path: Path, error: OSError) -> errors.PathctlError:
+    if error.errno is None:  # not the kernel's but Python's own: AF_UNIX path too long
+        return errors.usage(f"{path} cannot be used as a socket ({error}): choose a root with a shorter name")
+    root = path.parents[2]
+    command = "pathctld" if str(root) == "/" else f"pathctld --root {root}"
+    return errors.PathctlError(
+        errors.ErrorCode.UNREACHABLE,
+        f"pathctld does not run here, so nothing was done ({path}: {error.strerror}): start it as root with"
+        f" `{command}`, or name another root with --root",
+    )

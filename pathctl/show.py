@@ -1,19 +1,22 @@
-"""show - answers of pathctld as people read them: tables, one-line sentences, progress.
+"""show - answers of pathctld as people read them: tables, one-line sentences, facts.
 
-On a terminal with colour and lines (rich, imported only then), piped as plain aligned text.
-The values are those of the API (see api); what a field may be is written there.
+On a terminal with colour and in columns that fit it (rich, imported only then), piped as plain aligned text, one line
+for each thing, never wrapped.  The values are those of the API (see shapes); what a field may be is written there.
 """
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pathctl import units
 
 Row = Sequence[str]
+Found = dict[str, Any]
 
 DONE_STATE = "Synchronized"
 _COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
+_COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
 _DIRECTIONS = {"to_source": "destination to source", "to_destination": "source to destination"}
 
 
@@ -21,20 +24,26 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def clean(text: object) -> str:
+    """What would move the cursor or cannot be seen is shown as an escape: names come from others."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
 def table(headings: Row, rows: Sequence[Row], nothing: str) -> None:
     """Print rows under headings, or `nothing` if there are none."""
+    cleaned = [[clean(cell) for cell in row] for row in rows]
     if not rows:
         print(nothing)
     elif is_terminal():
-        _rich_table(headings, rows)
+        _rich_table(headings, cleaned)
     else:
-        _plain_table(headings, rows)
+        _plain_table(headings, cleaned)
 
 
 def _rich_table(headings: Row, rows: Sequence[Row]) -> None:
-    from rich import box, console, table, text
+    from rich import console, table, text
 
-    grid = table.Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    grid = table.Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
@@ -50,21 +59,43 @@ def _plain_table(headings: Row, rows: Sequence[Row]) -> None:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
     """Print one thing's names and values, one a line; without those that have none."""
-    lines = [(name, str(value)) for name, value in pairs if value not in (None, "")]
+    lines = [(name, clean(value)) for name, value in pairs if value not in (None, "")]
     width = max(len(name) for name, _value in lines)
     for name, value in lines:
         print(f"{name.ljust(width)}  {value}")
 
 
+# -- times ------------------------------------------------------------------------------------------------
+
+
+def moment(at: float | None) -> str:
+    """Local time, with its offset: `2026-11-22 14:03:10 +0100`."""
+    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at))
+
+
+def short_moment(at: float | None) -> str:
+    """The time of day of today, else month, day and time."""
+    if at is None:
+        return "-"
+    when = time.localtime(at)
+    is_today = when[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if is_today else "%m-%d %H:%M", when)
+
+
+def ago(at: float | None) -> str:
+    """`2026-11-22 14:03:10 +0100 (3m10s ago)`."""
+    return "" if at is None else f"{moment(at)} ({units.format_duration(time.time() - at)} ago)"
+
+
 # -- volumes ----------------------------------------------------------------------------------------------
 
 
-def volumes(found: Sequence[dict[str, Any]]) -> None:
+def volumes(found: Sequence[Found]) -> None:
     headings = ("VOLUME", "SIZE", "TRACK", "SIDE", "PAIR", "DEVICE", "CLIENTS", "INVALID", "NOTE")
     table(headings, [_volume_row(volume) for volume in found], "no volumes")
 
 
-def _volume_row(volume: dict[str, Any]) -> Row:
+def _volume_row(volume: Found) -> Row:
     return (
         volume["name"],
         units.format_size(volume["size"]),
@@ -73,16 +104,16 @@ def _volume_row(volume: dict[str, Any]) -> Row:
         short(volume["pair"]),
         volume["device"] or "-",
         str(volume["clients"]),
-        str(volume["invalid"]),
+        number(volume["invalid"]),
         volume_note(volume) or "-",
     )
 
 
-def volume_note(volume: dict[str, Any]) -> str:
+def volume_note(volume: Found) -> str:
     return volume["failed"] or ("incomplete" if volume["incomplete"] else "")
 
 
-def volume(found: dict[str, Any]) -> None:
+def volume(found: Found) -> None:
     kind = "managed: deleted with the volume" if found["managed"] else "kept when the volume is deleted"
     facts(
         [
@@ -94,7 +125,7 @@ def volume(found: dict[str, Any]) -> None:
             ("pair", f"{found['side']} of {found['pair']}" if found["pair"] else "none"),
             ("device", found["device"] or ("attached" if found["attached"] else "not attached")),
             ("process", f"{found['pid']}, {found['clients']} clients" if found["pid"] else "none"),
-            ("invalid", f"{found['invalid']} tracks"),
+            ("invalid", f"{number(found['invalid'])} tracks"),
             ("note", volume_note(found)),
         ]
     )
@@ -103,12 +134,12 @@ def volume(found: dict[str, Any]) -> None:
 # -- pairs ------------------------------------------------------------------------------------------------
 
 
-def pairs(found: Sequence[dict[str, Any]]) -> None:
+def pairs(found: Sequence[Found]) -> None:
     headings = ("PAIR", "STATE", "SOURCE", "DESTINATION", "HERE", "INVALID", "OWED", "DONE", "RATE LIMIT")
     table(headings, [_pair_row(pair) for pair in found], "no pairs")
 
 
-def _pair_row(pair: dict[str, Any]) -> Row:
+def _pair_row(pair: Found) -> Row:
     return (
         short(pair["pair"]),
         pair["state"],
@@ -122,12 +153,13 @@ def _pair_row(pair: dict[str, Any]) -> Row:
     )
 
 
-def pair(found: dict[str, Any]) -> None:
+def pair(found: Found) -> None:
     direction = found["direction"]
     facts(
         [
             ("pair", found["pair"]),
             ("state", found["state"] + (f", {_DIRECTIONS.get(direction, direction)}" if direction else "")),
+            ("since", ago(found.get("since"))),
             ("reason", found["reason"]),
             ("source", end(found["source"])),
             ("destination", end(found["destination"])),
@@ -138,6 +170,7 @@ def pair(found: dict[str, Any]) -> None:
             ("invalid", number(found["invalid"])),
             ("owed", number(found["owed"])),
             ("done", done(found)),
+            *_progress_facts(found),
             ("copied", f"{number(found['copied_tracks'])} tracks in the background"),
             ("fetched", f"{number(found['fetched_tracks'])} tracks on demand"),
             ("waiting", f"{number(found['waiting'])} requests"),
@@ -146,53 +179,138 @@ def pair(found: dict[str, Any]) -> None:
     )
 
 
-def pair_line(found: dict[str, Any], rate_bytes_s: int | None = None) -> str:
-    """One line of `pair watch`: state, direction, how much is left."""
+def _progress_facts(found: Found) -> list[tuple[str, object]]:
+    progress = found.get("progress")
+    if not progress:
+        return []
+    return [
+        ("copy began", ago(progress["started_at"])),
+        ("at start", _tracks(progress["start_tracks"], found)),
+        ("left", _tracks(progress["left_tracks"], found)),
+        ("added", f"{_tracks(progress['added_tracks'], found)} by writes and lost links since"),
+        ("rate", rate(found)),
+        ("to go", to_go(found)),
+    ]
+
+
+def _tracks(count: int, found: Found) -> str:
+    return f"{count} tracks ({units.format_size(count * found['track_size'])})"
+
+
+def pair_line(found: Found) -> str:
+    """One line of `pair watch`: state, direction, how much is done and left."""
     words = [short(found["pair"]), found["state"]]
     if found["direction"]:
         words.append(_DIRECTIONS.get(found["direction"], found["direction"]))
-    words += [done(found), f"{number(left(found))} of {found['tracks']} tracks left"]
-    if rate_bytes_s is not None:
-        words.append(f"{units.format_size(rate_bytes_s)}/s")
+    words += [done(found), f"{number(left(found))} of {found['tracks']} tracks left", *_speed_words(found)]
     if found["reason"]:
-        words.append(f"({found['reason']})")
+        words.append(f"({clean(found['reason'])})")
     return "  ".join(words)
 
 
-def left(found: dict[str, Any]) -> int | None:
+def progress_words(found: Found) -> str:
+    """What stands beside a bar: as pair_line, in bytes."""
+    count = left(found)
+    words = [f"{done(found):>5}"]
+    words += [] if count is None else [f"{units.format_size(count * found['track_size'])} left"]
+    words += _speed_words(found)
+    if found["reason"]:
+        words.append(f"({clean(found['reason'])})")
+    return "  ".join(words)
+
+
+def _speed_words(found: Found) -> list[str]:
+    goes = to_go(found)
+    words = [rate(found), f"{goes} to go" if goes and goes[0].isdigit() else goes]
+    return [word for word in words if word]
+
+
+def left(found: Found) -> int | None:
     """Tracks that have still to be copied, either way; None when the source's data plane was not heard."""
     if found["invalid"] is None or found["owed"] is None:
         return None
     return int(found["invalid"] + found["owed"])
 
 
-def done(found: dict[str, Any]) -> str:
+def percent(found: Found) -> float | None:
+    """Of the copy under way, 0 to 99.9; 100 of a Synchronized pair only; None where nothing is known of one."""
+    if found["state"] == DONE_STATE:
+        return 100.0
+    progress = found.get("progress")
+    return None if not progress else max(0.0, min(99.9, _finite(progress["percent"])))
+
+
+def _finite(value: float) -> float:
+    return value if value == value else 0.0
+
+
+def done(found: Found) -> str:
     """100 % is said of a Synchronized pair only: without a track left, the destination may not have confirmed it."""
-    tracks = left(found)
-    if tracks is None:
-        return "-"
-    said = units.format_done(tracks, found["tracks"])
-    return "99.9%" if said == "100%" and found["state"] != DONE_STATE else said
+    value = percent(found)
+    return "-" if value is None else units.format_percent(value, found["state"] == DONE_STATE)
 
 
-def path(found: dict[str, Any]) -> str:
+def rate(found: Found) -> str:
+    """How fast the copy has been of late; empty where that is not known."""
+    progress = found.get("progress") or {}
+    value = progress.get("rate_bytes_s")
+    return "" if value is None or found["state"] != "SyncInProg" else f"{units.format_size(value)}/s"
+
+
+def to_go(found: Found) -> str:
+    """How long the copy will take, or why that cannot be said; empty when nothing is copied."""
+    progress = found.get("progress") or {}
+    if found["state"] != "SyncInProg":
+        return ""
+    if found["copy_rate_bytes_s"] == 0:
+        return "paused"
+    if progress.get("converging") is False:
+        return "not converging"
+    seconds = progress.get("eta_s")
+    return "" if seconds is None or seconds != seconds else units.format_duration(seconds)
+
+
+class Floor:
+    """Within one copy, a percentage that has been shown never falls: also if pathctld begins to count anew."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, tuple[str, float]] = {}
+
+    def raised(self, found: Found) -> Found:
+        progress = found.get("progress")
+        if not progress:
+            return found
+        copy, before = self._shown.get(found["pair"], ("", 0.0))
+        value = max(0.0, min(100.0, _finite(progress["percent"])), before if copy == progress["copy"] else 0.0)
+        if progress["left_tracks"] and value > 99.9:
+            value = 99.9
+        self._shown[found["pair"]] = (progress["copy"], value)
+        return found | {"progress": progress | {"percent": value}}
+
+
+def path(found: Found) -> str:
     if found["ready"] is None:
         return "-"
     return ("ready" if found["ready"] else "not ready") + ("" if found["committed"] else ", not committed")
 
 
-def rate_limit(found: dict[str, Any]) -> str:
+def rate_limit(found: Found) -> str:
     """None of a pair whose source was not heard is not `none`."""
     return "-" if found["ready"] is None else units.format_rate(found["copy_rate_bytes_s"])
 
 
-def end(side: dict[str, Any]) -> str:
+def end(side: Found) -> str:
     return f"{side['host']}:{side['volume']}"
 
 
 def short(uuid: str | None) -> str:
     """Enough of a UUID to name it."""
     return uuid[:8] if uuid else "-"
+
+
+def handle(found: Found) -> str:
+    """What to type for a pair on this host: the name of its volume here."""
+    return str(found[found["side"]]["volume"])
 
 
 def number(value: int | None) -> str:
@@ -202,20 +320,34 @@ def number(value: int | None) -> str:
 # -- hosts and connections --------------------------------------------------------------------------------
 
 
-def host(found: dict[str, Any]) -> None:
-    facts([("host", found["name"]), ("address", f"{found['address']}:{found['port']}"), ("key", found["fingerprint"])])
+def host(found: Found) -> None:
+    facts([("host", found["name"]), ("address", place(found)), ("key", found["fingerprint"])])
 
 
-def peers(found: Sequence[dict[str, Any]]) -> None:
+def peers(found: Sequence[Found]) -> None:
+    table(
+        ("PEER", "ADDRESS", "REACHABLE", "KEY", "NOTE"),
+        [(*_peer_row(peer), peer_note(peer)) for peer in found],
+        "no peers",
+    )
+
+
+def _peer_row(peer: Found) -> Row:
     answers = {True: "yes", False: "no", None: "-"}
-    rows = [
-        (peer["name"], f"{peer['address']}:{peer['port']}", answers[peer.get("reachable")], peer["fingerprint"][:16])
-        for peer in found
-    ]
-    table(("PEER", "ADDRESS", "REACHABLE", "KEY"), rows, "no peers")
+    return peer["name"], place(peer), answers[peer.get("reachable")], peer["fingerprint"][:16]
 
 
-def connections(found: Sequence[dict[str, Any]]) -> None:
+def peer_note(peer: Found) -> str:
+    return peer.get("note") or "-"
+
+
+def place(found: Found) -> str:
+    """Address and port, as they can be typed."""
+    address = found["address"]
+    return f"[{address}]:{found['port']}" if ":" in address else f"{address}:{found['port']}"
+
+
+def connections(found: Sequence[Found]) -> None:
     headings = ("PAIR", "SIDE", "VOLUME", "PEER", "PEER VOLUME", "INVALIDATED", "READY", "STATE", "PORT")
     rows = [
         (
@@ -232,3 +364,61 @@ def connections(found: Sequence[dict[str, Any]]) -> None:
         for row in found
     ]
     table(headings, rows, "no connections")
+
+
+# -- plans, settings, events ------------------------------------------------------------------------------
+
+
+def plan(found: Found) -> None:
+    for step in found["steps"]:
+        print(f"would: {clean(step)}")
+    for sentence in found["loses"]:
+        print(f"LOSES: {clean(sentence)}")
+    print(
+        "nothing was changed; to do it, repeat with --yes" if found["loses"] else "nothing is lost; nothing was changed"
+    )
+
+
+def settings(file: str, found: Sequence[Found]) -> None:
+    print(clean(file))
+    rows = [
+        (row["key"], value(row["value"]), value(row["default"]), row["unit"] or "-", row["source"], row["reason"])
+        for row in found
+    ]
+    table(("KEY", "VALUE", "DEFAULT", "UNIT", "FROM", "WHY"), rows, "no settings")
+
+
+def value(found: object) -> str:
+    """As it would stand in the file; `-` where there is none."""
+    if isinstance(found, bool):
+        return str(found).lower()
+    return "-" if found is None else repr(found).replace("'", '"') if isinstance(found, str) else str(found)
+
+
+def events(found: Sequence[Found]) -> None:
+    for event in found:
+        who = "" if event["actor"] == "pathctld" else f"  by {event['actor']}"
+        cause = f"  ({event['cause']})" if event["cause"] else ""
+        line = f"{moment(event['at'])}  {event['kind']:<18}  {event['message']}{cause}{who}"
+        print(clean(line), flush=True)
+
+
+def why(found: Found) -> None:
+    since = f" since {ago(found['since'])}" if found["since"] is not None else ""
+    lines = [("", f"{short(found['pair'])} is {found['state']}{since}: {found['meaning']}")]
+    lines += [("Why:  ", found["cause"]), ("Safe: ", found["safe"]), ("Next: ", found["next"])]
+    if found["command"]:
+        lines.append(("Type: ", found["command"]))
+    for label, sentence in lines:
+        print(_filled(label, clean(sentence)))
+
+
+def _filled(label: str, sentence: str) -> str:
+    """Cut into lines on a terminal only; what is to be typed stays in one."""
+    if not is_terminal() or label.startswith("Type"):
+        return label + sentence
+    import shutil
+    import textwrap
+
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    return textwrap.fill(sentence, width, initial_indent=label, subsequent_indent=" " * len(label))

@@ -1,4 +1,4 @@
-"""units - sizes and rates as people write them, and back.
+"""units - sizes, rates and lengths of time as people write them, and back.
 
 Binary throughout: K is 1024.  A rate is bytes per second; 0 pauses, `none` is no limit.  Pure.
 """
@@ -7,6 +7,7 @@ import re
 from fractions import Fraction
 
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 
 
@@ -53,4 +54,30 @@ def format_done(left: int, total: int) -> str:
     if total <= 0:
         return "100%" if left <= 0 else "0%"
     tenths = max(0, total - left) * 1000 // total
+    return "100%" if tenths == 1000 else f"{tenths // 10}.{tenths % 10}%"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `10m`, `2h`, `3d`, `1.5h`; ValueError, with a sentence, for anything else."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip(), re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time; write a number and s, m, h, d or w, as in 10m, 2h or 3d")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def format_duration(seconds: float) -> str:
+    """Two units at most, rounded down: `42s`, `3m10s`, `2h05m`, `3d04h`."""
+    whole = max(0, int(min(seconds, 1e11)))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def format_percent(percent: float, is_done: bool) -> str:
+    """Rounded down to a tenth and never out of 0 to 100: 100 % is said only of what is done."""
+    tenths = 1000 if is_done else int(max(0.0, min(99.9, percent)) * 10) if percent == percent else 0
     return "100%" if tenths == 1000 else f"{tenths // 10}.{tenths % 10}%"

@@ -1,0 +1,193 @@
+"""clihost - the commands about this host as a whole: host, peer, connection, config, backup, restore, metrics."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pathctl import clicommon, show
+
+DEFAULT_PORT = 7630  # config.DEFAULT_PORT, which takes too long to import; a test holds them together
+
+address_option = click.option(
+    "--address", required=True, metavar="ADDRESS[:PORT]", help="Where the other hosts reach it.  [default port: 7630]"
+)
+
+
+@click.group(cls=clicommon.Group, example="pathctl host show")
+def host() -> None:
+    """This host: its name, address and key."""
+
+
+@host.command("init", example="pathctl host init --name alpha --address 192.0.2.1")
+@click.option("--name", required=True, help="What the other hosts call it: a-z, 0-9, '.', '_' and '-'.")
+@address_option
+@clicommon.json_option
+def host_init(name: str, address: str) -> None:
+    """Give this host its name, address, key and certificate.
+
+    This comes first, on each host.  From now on pathctld listens at ADDRESS.
+    """
+    ip, port = clicommon.split_address(address, DEFAULT_PORT)
+    clicommon.tell(clicommon.call("host.init", name=name, address=ip, port=port), "host", show.host)
+
+
+@host.command("show", example="pathctl host show")
+@clicommon.json_option
+def host_show() -> None:
+    """Show this host's name, address and key."""
+    clicommon.tell(clicommon.call("host.show"), "host", show.host)
+
+
+@host.command("set", example="pathctl host set --address 192.0.2.17")
+@address_option
+@clicommon.json_option
+def host_set(address: str) -> None:
+    """Move this host to another address.
+
+    Listens there at once and tells the peers.  A peer that is not reached now has to be told with
+    `pathctl peer set` over there.
+    """
+    ip, port = clicommon.split_address(address, DEFAULT_PORT)
+    clicommon.tell(clicommon.call("host.set", address=ip, port=port), "host", show.host)
+
+
+@click.group(cls=clicommon.Group, example="pathctl peer list")
+def peer() -> None:
+    """The hosts this one knows."""
+
+
+@peer.command("invite", example="pathctl peer invite")
+@clicommon.json_option
+def peer_invite() -> None:
+    """Make a token with which one other host can join.
+
+    Give it to `pathctl peer join` on the other host.  It is a secret, and can be used once.
+    """
+    clicommon.tell(clicommon.call("peer.invite"), "token", print)
+
+
+@peer.command("join", example="pathctl peer join TOKEN")
+@click.argument("token")
+@clicommon.json_option
+def peer_join(token: str) -> None:
+    """Get to know the host that made TOKEN, and be known to it."""
+    clicommon.tell(clicommon.call("peer.join", token=token), "peer", lambda found: show.peers([found]))
+
+
+@peer.command("list", example="pathctl peer list")
+@clicommon.json_option
+def peer_list() -> None:
+    """List the hosts this one knows."""
+    clicommon.tell(clicommon.call("peer.list"), "peers", show.peers)
+
+
+@peer.command("set", example="pathctl peer set beta --address 192.0.2.18")
+@click.argument("name", metavar="PEER", type=clicommon.Name("peer"))
+@address_option
+@click.option("--force", is_flag=True, help="Note the address although nobody answers there yet.")
+@clicommon.json_option
+def peer_set(name: str, address: str, force: bool) -> None:
+    """Note that a peer has moved to another address.
+
+    The host there is asked for its certificate; another host than PEER is refused.
+    """
+    ip, port = clicommon.split_address(address, DEFAULT_PORT)
+    answer = clicommon.call("peer.set", name=name, address=ip, port=port, force=force)
+    clicommon.tell(answer, "peer", lambda found: show.peers([found]))
+
+
+@click.group(cls=clicommon.Group, example="pathctl connection list")
+def connection() -> None:
+    """This host's halves of pairs."""
+
+
+@connection.command("list", example="pathctl connection list")
+@clicommon.json_option
+def connection_list() -> None:
+    """List the rows of this host's configuration table."""
+    clicommon.tell(clicommon.call("connection.list"), "connections", show.connections)
+
+
+# -- configuration ----------------------------------------------------------------------------------------
+
+
+@click.group(cls=clicommon.Group, example="pathctl config show")
+def config() -> None:
+    """The settings in /etc/pathctl/pathctl.toml."""
+
+
+@config.command("show", example="pathctl config show")
+@clicommon.json_option
+def config_show() -> None:
+    """Show the settings that pathctld runs with, and where each comes from."""
+    tell_settings(clicommon.call("config.show"))
+
+
+@config.command("check", example="pathctl config check /etc/pathctl/pathctl.toml")
+@click.argument("file", required=False, type=click.Path())
+@clicommon.json_option
+def config_check(file: str | None) -> None:
+    """Check a settings file, by default this host's, without pathctld.
+
+    A wrong key or value is named with its line and what would do.
+    """
+    from pathctl import settings
+
+    path = Path(file).absolute() if file else clicommon.root() / "etc/pathctl/pathctl.toml"
+    tell_settings(settings.check(path))
+
+
+def tell_settings(answer: dict[str, Any]) -> None:
+    if clicommon.is_json():
+        clicommon.print_json(answer)
+    else:
+        show.settings(answer["file"], answer["settings"])
+
+
+@click.command(cls=clicommon.Command, example="pathctl backup /root/pathctl-alpha.backup")
+@click.argument("file", type=click.Path())
+@clicommon.json_option
+def backup(file: str) -> None:
+    """Write this host's configuration and keys to FILE.
+
+    Not the data of the volumes.  FILE holds secrets: only root can read it.  An existing file is refused.
+    """
+    clicommon.tell(clicommon.call("backup.make", path=str(Path(file).absolute())), "contains", _contents(file))
+
+
+@click.command(cls=clicommon.Command, example="pathctl restore /root/pathctl-alpha.backup --dry-run")
+@click.argument("file", type=click.Path())
+@clicommon.careful
+@clicommon.json_option
+def restore(file: str, yes: bool, dry_run: bool) -> None:
+    """Put this host's configuration back as it is in FILE.
+
+    pathctld must not run meanwhile: stop it with `pathctld --stop-all`.
+    """
+
+    def do(dry_run: bool) -> dict[str, Any]:
+        from pathctl import backup, config
+
+        return backup.restore(config.load(clicommon.root()), Path(file).absolute(), dry_run)
+
+    answer = clicommon.carry_out(do, yes, dry_run)
+    if answer:
+        clicommon.tell(answer, "contains", _contents(file))
+
+
+def _contents(file: str) -> Any:
+    return lambda found: print(f"{show.clean(file)}: {', '.join(map(show.clean, found))}")
+
+
+@click.command(cls=clicommon.Command, example="pathctl metrics | grep pathctl_pair_left")
+@clicommon.json_option
+def metrics() -> None:
+    """Print pathctld's metrics, as Prometheus reads them."""
+    from pathctl import client
+
+    text = client.metrics(clicommon.root())
+    if clicommon.is_json():
+        clicommon.print_json({"text": text})
+    else:
+        print(text, end="")

@@ -1,0 +1,120 @@
+"""clipair - the commands about pairs, but for those that follow one (cliwatch)."""
+
+from typing import Any
+
+import click
+
+from pathctl import clicommon, cliwatch, show, units
+
+side = click.Choice(["source", "destination"])
+name_argument = click.argument("name", metavar="PAIR", type=clicommon.Name("pair"))
+
+
+@click.group(cls=clicommon.Group, example="pathctl pair list")
+def pair() -> None:
+    """Pairs: a source and a destination, and the path between them.
+
+    A PAIR is named by the volume of this host or by the beginning of its UUID.
+    """
+
+
+@pair.command(
+    "create",
+    example="pathctl pair create home beta:home --invalidate source --create --attach\n"
+    "pathctl pair create work beta:work --invalidate destination --create",
+)
+@click.argument("source", type=clicommon.Name("end"))
+@click.argument("destination", type=clicommon.Name("end"))
+@click.option("--invalidate", type=side, required=True, help="Whose data is given up: it is copied from the other.")
+@click.option("--first", type=side, default="source", show_default=True, help="Which connection is made first.")
+@click.option("--create", is_flag=True, help="Create the volumes that do not exist.")
+@click.option("--size", type=clicommon.Size(), help="Of what is created; else that of the other volume.")
+@click.option("--track-size", type=clicommon.Size(), help="Of what is created; else that of the other volume, or 64K.")
+@click.option("--attach", is_flag=True, help="Make a block device of the source as well.")
+@click.option("--force", is_flag=True, help="Invalidate the source although it is in use.")
+@click.option("--copy-rate", type=clicommon.Rate(), default="none", help="Limit of the copy, as in 50M; 0 pauses.")
+@clicommon.careful
+@clicommon.json_option
+def pair_create(copy_rate: str, yes: bool, dry_run: bool, **options: Any) -> None:
+    """Create a pair of SOURCE and DESTINATION and make its path ready.
+
+    Each is NAME (here) or HOST:NAME.  The source can be used at once, also while its data is still at the
+    destination.  What the invalidated volume holds is overwritten.
+    """
+    fields = options | {"copy_rate_bytes_s": units.parse_rate(copy_rate)}
+    answer = clicommon.carry_out(lambda dry: clicommon.call("pair.create", **fields, dry_run=dry), yes, dry_run)
+    if not answer:
+        return
+    if clicommon.is_json():
+        clicommon.print_json(answer)
+    else:
+        _tell_created(answer)
+
+
+def _tell_created(answer: clicommon.Answer) -> None:
+    took = sum(step["ms"] for step in answer["steps"])
+    is_new = any(step["step"] != "attach" for step in answer["steps"])
+    done = f"created in {took:.0f} ms" if is_new else "exists already"
+    print(f"{show.end(answer['pair']['source'])} -> {show.end(answer['pair']['destination'])} {done}")
+    print(show.pair_line(answer["pair"]))
+    if answer["device"]:
+        print(answer["device"])
+
+
+@pair.command("list", example="pathctl pair list")
+@clicommon.json_option
+def pair_list() -> None:
+    """List this host's pairs."""
+    clicommon.tell(clicommon.call("pair.list"), "pairs", show.pairs)
+
+
+@pair.command("show", example="pathctl pair show home")
+@name_argument
+@clicommon.json_option
+def pair_show(name: str) -> None:
+    """Show all about a pair."""
+    clicommon.tell(clicommon.call("pair.show", pair=name), "pair", show.pair)
+
+
+@pair.command("suspend", example="pathctl pair suspend home")
+@name_argument
+@clicommon.json_option
+def pair_suspend(name: str) -> None:
+    """Make the path not ready; what is written from now on is owed."""
+    clicommon.tell(clicommon.call("pair.suspend", pair=name), "pair", show.pair)
+
+
+@pair.command("resume", example="pathctl pair resume home")
+@name_argument
+@clicommon.json_option
+def pair_resume(name: str) -> None:
+    """Make the path ready again and copy what is owed."""
+    clicommon.tell(clicommon.call("pair.resume", pair=name), "pair", show.pair)
+
+
+@pair.command("delete", example="pathctl pair delete home\npathctl pair delete home --half --dry-run")
+@name_argument
+@click.option("--half", is_flag=True, help="Only this host's half, when the other cannot be asked.")
+@click.option("--force", is_flag=True, help="Although tracks are still invalid or owed: one side is left incomplete.")
+@clicommon.careful
+@clicommon.json_option
+def pair_delete(name: str, half: bool, force: bool, yes: bool, dry_run: bool) -> None:
+    """Take the path down and forget the pair; both volumes stay."""
+    fields = {"pair": name, "half": half, "force": force}
+    answer = clicommon.carry_out(lambda dry: clicommon.call("pair.delete", **fields, dry_run=dry), yes, dry_run)
+    if answer:
+        clicommon.tell(answer, "pair", lambda found: print(f"pair {found['pair']} is deleted"))
+
+
+@pair.command("set", example="pathctl pair set home --copy-rate 50M")
+@name_argument
+@click.option("--copy-rate", type=clicommon.Rate(), required=True, help="As in 50M; 0 pauses, none is no limit.")
+@clicommon.json_option
+def pair_set(name: str, copy_rate: str) -> None:
+    """Change the background copy's rate while it runs."""
+    rate_bytes_s = units.parse_rate(copy_rate)
+    clicommon.tell(clicommon.call("pair.set", pair=name, copy_rate_bytes_s=rate_bytes_s), "pair", show.pair)
+
+
+pair.add_command(cliwatch.pair_wait)
+pair.add_command(cliwatch.pair_watch)

@@ -1,0 +1,142 @@
+"""manpages - the man pages, made of what --help says: `python -m pathctl.manpages FOLDER`.
+
+pathctl.1 and one page for each command and group (pathctl-pair-create.1, ...), in man(7)'s macros.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+
+from pathctl import cli, signals
+
+FILES = [
+    ("/etc/pathctl/pathctl.toml", "settings of pathctld; see `pathctl config show`"),
+    ("/var/lib/pathctl/", "database, volumes, keys and logs"),
+    ("/run/pathctl/pathctld.sock", "the socket on which pathctld is asked"),
+    ("/run/pathctl/dev/VOLUME", "a link to the block device of each attached volume"),
+]
+
+
+def pages() -> dict[str, str]:
+    """File name -> content."""
+    root = click.Context(cli.cli, info_name="pathctl", **cli.cli.context_settings)
+    return {f"{_title(context)}.1": _page(context) for context in _walk(root)}
+
+
+def _walk(context: click.Context) -> Iterator[click.Context]:
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            assert command is not None
+            yield from _walk(click.Context(command, info_name=name, parent=context))
+
+
+def _title(context: click.Context) -> str:
+    return context.command_path.replace(" ", "-")
+
+
+def _page(context: click.Context) -> str:
+    is_root = context.parent is None
+    sections = [
+        ("NAME", [f"{_text(_title(context))} \\- {_text(_short(context.command))}"]),
+        ("SYNOPSIS", _synopsis(context)),
+        ("DESCRIPTION", _paragraphs(cli.STORY if is_root else _help(context.command))),
+        *(_tasks(context) if is_root else [("COMMANDS", _commands(context))]),
+        ("OPTIONS", list(_options(context))),
+        ("EXAMPLE", _example(context.command)),
+        ("EXIT STATUS", list(_exits())),
+        ("FILES", [line for path, text in FILES for line in _item(path, text)] if is_root else []),
+        ("SEE ALSO", _see_also(context)),
+    ]
+    head = f'.TH "{_text(_title(context)).upper()}" 1 "" "pathctl" "pathctl"'
+    body = [line for title, lines in sections if lines for line in (f'.SH "{title}"', *lines)]
+    return "\n".join([head, *body, ""])
+
+
+def _short(command: click.Command) -> str:
+    return _help(command).partition("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def _help(command: click.Command) -> str:
+    return inspect.cleandoc(command.help or "")
+
+
+def _synopsis(context: click.Context) -> list[str]:
+    pieces = " ".join(context.command.collect_usage_pieces(context))
+    return [f"\\fB{_text(context.command_path)}\\fR {_text(pieces)}"]
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [line for part in text.strip().split("\n\n") for line in (".PP", *map(_text, part.split("\n")))]
+
+
+def _commands(context: click.Context) -> list[str]:
+    if not isinstance(context.command, click.Group):
+        return []
+    found = (context.command.get_command(context, name) for name in context.command.list_commands(context))
+    return [line for command in found if command for line in _item(command.name or "", _short(command))]
+
+
+def _tasks(context: click.Context) -> list[tuple[str, list[str]]]:
+    assert isinstance(context.command, click.Group)
+    lines = []
+    for task, names in cli.TASKS.items():
+        lines.append(f'.SS "{_text(task)}"')
+        for name in names:
+            lines += _item(name, _short(cli.find(context.command, context, name)))
+    return [("COMMANDS", lines)]
+
+
+def _options(context: click.Context) -> Iterator[str]:
+    for param in context.command.get_params(context):
+        record = param.get_help_record(context) if isinstance(param, click.Option) else None
+        if record is not None:
+            yield from _item(*record)
+
+
+def _example(command: click.Command) -> list[str]:
+    example = getattr(command, "example", "")
+    return [".nf", ".RS 4", *map(_text, example.split("\n")), ".RE", ".fi"] if example else []
+
+
+def _exits() -> Iterable[str]:
+    for code, text in cli.EXITS.items():
+        yield from _item(str(int(code)), text)
+    yield from _item(str(signals.INTERRUPTED), cli.INTERRUPTED)
+
+
+def _see_also(context: click.Context) -> list[str]:
+    """The level above and the one below."""
+    found = [context.parent.command_path] if context.parent else []
+    if isinstance(context.command, click.Group):
+        found += [f"{context.command_path} {name}" for name in context.command.list_commands(context)]
+    return [f".BR {_text(path.replace(' ', '-'))} (1)" + "," * (path != found[-1]) for path in found]
+
+
+def _item(term: str, text: str) -> list[str]:
+    return [".TP", f"\\fB{_text(term)}\\fR", _text(text)]
+
+
+def _text(text: str) -> str:
+    """With what roff would take for itself escaped."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
+    return "\\&" + escaped if escaped.startswith(".") else escaped
+
+
+def main(folder: str) -> None:
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for name, content in made.items():
+        (target / name).write_text(content)
+    for old in target.glob("pathctl*.1"):
+        if old.name not in made:
+            old.unlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,89 @@
+"""showstatus - the one screen of `pathctl status`: what is not well first, then peers, volumes and pairs."""
+
+from typing import Any
+
+from pathctl import show, units
+
+Found = dict[str, Any]
+
+_WELL = ("Synchronized", "SyncInProg")
+
+
+def status(answer: Found) -> None:
+    host = answer["host"]
+    if host is None:
+        print("this host has no name yet: pathctl host init --name NAME --address ADDRESS")
+    problems = _problems(answer)
+    if host is not None:
+        said = f"{len(problems)} to look at" if problems else "all is well"
+        print(f"host {host['name']}, {show.place(host)}: {said}")
+    for problem in problems:
+        print(f"! {show.clean(problem)}")
+    for printer, key in ((_peers, "peers"), (_volumes, "volumes"), (_pairs, "pairs")):
+        print()
+        printer(answer[key])
+
+
+def _problems(answer: Found) -> list[str]:
+    """One sentence for each thing that a person should look at, with what to type."""
+    found = []
+    for pair in answer["pairs"]:
+        name = show.handle(pair)
+        if pair["state"] not in _WELL:
+            reason = f": {pair['reason']}" if pair["reason"] else ""
+            found.append(f"pair {name} is {pair['state']}{reason}; look with `pathctl why {name}`")
+        elif show.to_go(pair) == "not converging":
+            found.append(f"pair {name} is not converging; look with `pathctl why {name}`")
+    found += [
+        f"volume {volume['name']}: {show.volume_note(volume)}; look with `pathctl volume show {volume['name']}`"
+        for volume in answer["volumes"]
+        if show.volume_note(volume)
+    ]
+    found += [
+        f"peer {peer['name']}: {peer.get('note') or 'not reachable'}"
+        for peer in answer["peers"]
+        if peer["reachable"] is False or peer.get("note")
+    ]
+    return found
+
+
+def _peers(found: list[Found]) -> None:
+    answers = {True: "yes", False: "no", None: "-"}
+    rows = [(peer["name"], show.place(peer), answers[peer["reachable"]]) for peer in found]
+    show.table(("PEER", "ADDRESS", "REACHABLE"), rows, "no peers: pathctl peer invite")
+
+
+def _volumes(found: list[Found]) -> None:
+    rows = [
+        (
+            volume["name"],
+            units.format_size(volume["size"]),
+            volume["side"] or "-",
+            show.short(volume["pair"]),
+            volume["device"] or "-",
+            str(volume["clients"]),
+        )
+        for volume in found
+    ]
+    show.table(("VOLUME", "SIZE", "SIDE", "PAIR", "DEVICE", "CLIENTS"), rows, "no volumes: pathctl volume create")
+
+
+def _pairs(found: list[Found]) -> None:
+    headings = ("PAIR", "STATE", "SOURCE", "DESTINATION", "COPY TO", "DONE", "LEFT", "RATE", "TO GO", "SINCE")
+    show.table(headings, [_pair_row(pair) for pair in found], "no pairs: pathctl pair create")
+
+
+def _pair_row(pair: Found) -> show.Row:
+    left = show.left(pair)
+    return (
+        show.short(pair["pair"]),
+        pair["state"],
+        show.end(pair["source"]),
+        show.end(pair["destination"]),
+        (pair["direction"] or "-").removeprefix("to_"),
+        show.done(pair),
+        "-" if left is None else units.format_size(left * pair["track_size"]),
+        show.rate(pair) or "-",
+        show.to_go(pair) or "-",
+        show.short_moment(pair.get("since")),
+    )

@@ -1,0 +1,39 @@
+"""signals - Ctrl-C, at any moment of a command: one sentence and exit code 130, never a traceback.
+
+The program is started with SIGINT blocked (scripts/setup writes `env --block-signal=INT` into its first line), so
+that Python itself cannot be hit while it begins.  `allow` lets SIGINT end the program as it ends any other; `catch`,
+once all is imported, says in one sentence what goes on without it.  What pathctld was asked to do is not ended by
+either: it runs there.
+"""
+
+import os
+import signal
+
+INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+
+_sentence = "interrupted"
+
+
+def allow() -> None:
+    """SIGINT ends the process at once and silently, also one that came before."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def say(sentence: str) -> None:
+    """What to tell from now on, if Ctrl-C is pressed."""
+    global _sentence
+    _sentence = sentence
+
+
+def catch() -> None:
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(_number: int, _frame: object) -> None:
+    """Past every `finally`: there is nothing to put in order but a cursor that a progress bar has hidden."""
+    shown = b"\x1b[?25h" if os.isatty(1) else b""
+    try:
+        os.write(2, shown + b"\n" * os.isatty(2) + f"pathctl: {_sentence}\n".encode())
+    finally:
+        os._exit(INTERRUPTED)
