@@ -315,6 +315,12 @@ class FileAnswer(Answer, frozen=True, forbid_unknown_fields=True):
     contains: list[str]
 
 
+class TextAnswer(Answer, frozen=True, forbid_unknown_fields=True):
+    """metrics, completion: what is made for another program, as one text"""
+
+    text: str
+
+
 ANSWERS: tuple[type[Answer], ...] = (
     ErrorAnswer,
     StatusAnswer,
@@ -334,6 +340,7 @@ ANSWERS: tuple[type[Answer], ...] = (
     WhyAnswer,
     ConfigAnswer,
     FileAnswer,
+    TextAnswer,
 )
 
 
