@@ -29,6 +29,7 @@ from nbdplugin.params import Params
 from nbdplugin.peer import META_REPLY
 from nbdplugin.store import Store
 from nbdplugin.target import Target
+from nbdplugin.tracks import Header
 from nbdplugin.volume import Volume
 
 T = TypeVar("T")
@@ -395,6 +396,7 @@ class PeerService:
 def make(params: Params) -> HostService | PeerService:
     """Opens and locks metadata and backing, makes the control socket; raises BadRequest, TableDamaged."""
     meta = MetaFile(params.meta)
+    _check_side(params, meta.table.header)
     backing = Store(params.backing, meta.table.geometry.size)
     control.get_listener()
     spoken = _get_spoken()
@@ -405,6 +407,15 @@ def make(params: Params) -> HostService | PeerService:
     peer = PeerService(params, meta, backing)
     peer.target.spoken = spoken
     return peer
+
+
+def _check_side(params: Params, header: Header) -> None:
+    """A destination that its own host wrote to would differ from its source, and nobody would know."""
+    if header.side is not None and (header.side == "destination") != (params.role == "peer"):
+        raise BadRequest(
+            f"the metadata of volume {params.volume} says that it is the {header.side} of pair {header.pair}; if that "
+            f"pair is to end, free the volume with `pathctl pair delete {params.volume} --half`"
+        )
 
 
 def _get_spoken() -> lineage.Versions:

@@ -250,7 +250,8 @@ def _fail(lab: lablib.Lab, line: Timeline) -> None:
     beta.pathctl("volume", "create", "third", "--size", "64M")
     beta.pathctl("attach", "third")
     before = _get_tables(lab)
-    result = alpha.run("pathctl", "pair", "create", "third", "beta:third", "--invalidate", "destination", check=False)
+    create = ("third", "beta:third", "--invalidate", "destination", "--yes")
+    result = alpha.run("pathctl", "pair", "create", *create, check=False)
     if result.returncode == 0:
         raise DemoError("a create onto a volume that beta uses itself was not refused")
     line.note("refused, as it must be", exit_code=result.returncode)

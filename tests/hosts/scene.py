@@ -54,7 +54,7 @@ class Scene:
         for key, value in fields.items():
             option = _OPTIONS.get(key, "--" + key.replace("_", "-"))
             words += [option] if value is True else [option, str(value)]
-        result = self.alpha.run("pathctl", "pair", "create", *words, "--json", check=False)
+        result = self.alpha.run("pathctl", "pair", "create", *words, "--yes", "--json", check=False)
         answer: dict[str, Any] = json.loads(result.stdout)
         if result.returncode:
             raise Failed(result.stderr, answer["error"])
