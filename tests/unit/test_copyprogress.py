@@ -348,3 +348,22 @@ def test_pairs_that_are_no_more_are_forgotten() -> None:
     tracker.forget_others({"q"})
     assert tracker.get("p") is None
     assert tracker.get("q") is not None
+
+
+def test_one_track_of_ten_million_is_not_nothing() -> None:
+    plane, tracker = Plane(10_000_000, left=10_000_000), make_tracker()
+    plane.is_up = True
+    tracker.read("p", plane.read())
+    plane.move(9_999_999)
+    plane.at += 1
+    assert tracker.read("p", plane.read()).percent == 99.9
+
+
+def test_a_paused_copy_says_no_time_although_reads_fetch_some_of_it() -> None:
+    plane, tracker = Plane(left=1000), make_tracker()
+    plane.is_up, plane.limit = True, 0
+    for _ in range(30):
+        plane.move(3)
+        plane.at += 1
+        found = tracker.read("p", plane.read())
+    assert (found.eta_s, found.rate_bytes_s) == (None, 0)

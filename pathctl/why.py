@@ -1,0 +1,503 @@
+"""why - what a pair's state means, for somebody who was woken by it.  Pure: facts in, five sentences out.
+
+`situation` finds the first row that fits the facts; SITUATIONS and REFUSALS say what each of them means and what to
+do; what is safe follows from what is left, and where.  A command is named only where it is right as it stands: where
+a person has to decide first, `next` says what about and what the commands for either way are.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from pathctl import shapes, units
+
+
+class Situation(enum.Enum):
+    CREATING = enum.auto()
+    CREATING_AWAY = enum.auto()
+    DELETING = enum.auto()
+    DELETING_AWAY = enum.auto()
+    ENDED_THERE = enum.auto()
+    FAILED = enum.auto()
+    SUSPENDED = enum.auto()
+    REFUSED = enum.auto()
+    SILENT = enum.auto()
+    CONNECTING = enum.auto()
+    LINK_DOWN = enum.auto()
+    PEER_DOWN = enum.auto()
+    SOURCE_AWAY = enum.auto()
+    SOURCE_AWAY_LINKED = enum.auto()
+    COPY_FAILING = enum.auto()
+    PAUSED = enum.auto()
+    PAUSED_HOST = enum.auto()
+    STUCK = enum.auto()
+    COPYING = enum.auto()
+    CONFIRMING = enum.auto()
+    DEVICE_FAILED = enum.auto()
+    SYNCHRONIZED = enum.auto()
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What this host knows of the pair.  `peer` is the other host; the volume `failed` and so on is the local one."""
+
+    pair: shapes.Pair
+    peer: str
+    is_reachable: bool | None = None  # the peer's pathctld
+    peer_note: str | None = None
+    note: str | None = None  # of the journal: what the operation waits for
+    is_heard: bool = True  # the source's data plane told its part
+    is_linked: bool = False  # seen from a destination: its data plane has a session
+    is_ended_there: bool = False  # the source's host has no such pair any more
+    link_error: str | None = None
+    copy_error: str | None = None
+    failed: str | None = None
+    incomplete: bool | None = None
+    device_failed: str | None = None
+    limit_bytes_s: int | None = None  # in force at the source's data plane: of the pair, or its share of the host's
+    actor: str | None = None  # of the last change of state
+    cause: str | None = None
+
+
+class Text(msgspec.Struct, frozen=True):
+    """Templates; {peer}, {source}, {destination}, {other}, {volume}, {mine}, {left}, {eta}, {rate} are filled in."""
+
+    meaning: str
+    next: str
+    command: str | None = None
+    cause: str | None = None  # where the facts have none
+
+
+_HALF = "pathctl pair delete {volume} --half --yes"
+_DELETE = "pathctl pair delete {volume} --force --yes"
+
+SITUATIONS: Mapping[Situation, Text] = {
+    Situation.CREATING: Text(
+        "The pair is being created; its volumes are reserved for it, and nothing of it is promised yet.",
+        "pathctld finishes it or undoes it by itself, usually within seconds.",
+        cause="A `pathctl pair create` is under way.",
+    ),
+    Situation.CREATING_AWAY: Text(
+        "The pair was being created and this could not be ended, because host {peer} has to be asked and does not "
+        "answer.",
+        "As soon as {peer} answers, pathctld finishes or undoes it by itself: bring {peer} or the network back. Only "
+        "if {peer} is gone for good, free this host's half with the command below.",
+        _HALF,
+    ),
+    Situation.DELETING: Text(
+        "The pair is being deleted; both volumes stay.",
+        "pathctld finishes it by itself, usually within seconds.",
+        cause="A `pathctl pair delete` is under way.",
+    ),
+    Situation.DELETING_AWAY: Text(
+        "The pair is being deleted, and host {peer} has not confirmed its half yet.",
+        "As soon as {peer} answers, pathctld finishes it by itself: bring {peer} or the network back. Only if {peer} "
+        "is gone for good, free this host's half with the command below.",
+        _HALF,
+    ),
+    Situation.ENDED_THERE: Text(
+        "Host {peer} has no such pair any more; this half of it is left over, and nothing is copied.",
+        "Nothing happens by itself. Free this half with the command below; the volume stays, and `pathctl volume show "
+        "{volume}` says whether its data is complete.",
+        _HALF,
+        cause="The pair was ended at {peer} without this host (`pathctl pair delete --half`, or {peer} was set up "
+        "anew).",
+    ),
+    Situation.FAILED: Text(
+        "Volume {volume} on this host has failed: its store or its track table gave an error.",
+        "Nothing is repaired by itself, and a failed write or flush is not tried again as if it had not happened. See "
+        "what the disk under it says (dmesg, SMART). Then put the data on a good disk: delete the pair (`"
+        + _DELETE
+        + "`), make a volume there and create the pair anew with the failed side as the invalid one.",
+    ),
+    Situation.SUSPENDED: Text(
+        "The path was made not ready by command: nothing is copied, host writes stay on {source} and are remembered.",
+        "It stays so until somebody resumes it; then what is left is copied by itself.",
+        "pathctl pair resume {volume}",
+    ),
+    Situation.SILENT: Text(
+        "The process of volume {volume} does not answer, so the state of its data is not known and its device stands "
+        "still.",
+        "pathctld starts it again by itself, at once and then every few seconds. If that does not help, its log says "
+        "why: log/{volume}.log in pathctl's state folder.",
+        "pathctl volume show {volume}",
+    ),
+    Situation.CONNECTING: Text(
+        "The path is wanted and its data connection is just being made.",
+        "It is up within seconds, or the reason shows here.",
+        cause="The data connection to {other} is being made.",
+    ),
+    Situation.LINK_DOWN: Text(
+        "Host {peer} answers, but the data connection to {other} is down.",
+        "The data plane goes on trying by itself and copies what is left once it is through. See that the firewalls "
+        "let the data ports through (the destination's, 7700 to 7899 unless set otherwise), and on {peer} that the "
+        "volume's process runs (`pathctl volume list`).",
+        cause="The data connection cannot be made.",
+    ),
+    Situation.PEER_DOWN: Text(
+        "Host {peer} is not heard at all: neither its pathctld nor its data plane answers.",
+        "Both go on trying by themselves and what is left is copied once it is back. Bring {peer} or the network "
+        "between the hosts back. If {peer} moved to another address: `pathctl peer set {peer} --address ADDRESS`. If "
+        "it is gone for good: `" + _HALF + "`, then pair {volume} with another host.",
+        cause="Host {peer} does not answer.",
+    ),
+    Situation.SOURCE_AWAY: Text(
+        "Host {peer}, which has the source, is not heard: neither its pathctld nor its data connection.",
+        "Once it is back, everything goes on by itself. If {peer} is gone for good and this copy is to take over, "
+        "make sure that {peer} cannot come back with the old volume in use, then: `" + _HALF + "`{accept} and "
+        "`pathctl attach {volume}`.",
+        cause="Host {peer} does not answer.",
+    ),
+    Situation.SOURCE_AWAY_LINKED: Text(
+        "The data connection to {source} is up and data goes on coming; only pathctld on {peer}, which knows the "
+        "state, is not heard.",
+        "The copy goes on without it. On {peer}, start pathctld again; it takes over what runs there.",
+        cause="pathctld on {peer} does not answer.",
+    ),
+    Situation.COPY_FAILING: Text(
+        "The path is there, but the copy meets errors.",
+        "It is tried again every second. If the error stays, look at the disk that it names.",
+    ),
+    Situation.PAUSED: Text(
+        "The path is there and host writes go to both sides, but the background copy is paused: its rate is 0.",
+        "Nothing gets less until it may run again: with `none` for no limit, or a rate as in 50M.",
+        "pathctl pair set {volume} --copy-rate none",
+        "The rate of this copy was set to 0 (`--copy-rate`).",
+    ),
+    Situation.PAUSED_HOST: Text(
+        "The path is there and host writes go to both sides, but the background copies of host {source_host} are "
+        "paused.",
+        "Nothing gets less until they may run again. On {source_host}, `pathctl config show` says where "
+        "copy.rate_bytes_s or copy.pair_rate_bytes_s is set to 0: change it there and restart pathctld.",
+        cause="The settings of host {source_host} pause all copies, or those without a rate of their own.",
+    ),
+    Situation.STUCK: Text(
+        "The copy runs but does not get nearer to its end: {left} left, {rate}.",
+        "It goes on like this until the copy becomes faster or less is written.{limit}",
+        cause="As much is added as is copied, or the network or a disk brings nothing over.",
+    ),
+    Situation.COPYING: Text(
+        "The path is there and the copy runs: {left} left, {rate}.",
+        "{eta}",
+        cause="Not everything is on both sides yet, and what is missing is being copied.",
+    ),
+    Situation.CONFIRMING: Text(
+        "Everything has been copied; {destination} is making it durable and has not confirmed yet.",
+        "It is Synchronized within seconds.",
+        cause="The copy has just ended.",
+    ),
+    Situation.DEVICE_FAILED: Text(
+        "The pair is well, but the block device of volume {volume} on this host is dead: the process behind it ended.",
+        "End what uses the device (unmount it), then attach the volume again. Acknowledged writes are on the volume; "
+        "what was in a page cache and not flushed is lost.",
+        "pathctl attach {volume}",
+    ),
+    Situation.SYNCHRONIZED: Text(
+        "Both volumes hold the same data, and every write goes to both before it is acknowledged.",
+        "It stays so until the path is lost or somebody changes it.",
+        cause="Nothing is left to be copied and {destination} has confirmed it.",
+    ),
+}
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """`sign` is in the peer's answer (nbdplugin/lineage.py, peer.py)."""
+
+    sign: str
+    next: str
+    command: str | None = None
+
+
+_ANEW = (
+    "Nothing happens by itself. {decide} Then delete the pair with the command below and create it anew: `pathctl "
+    "pair create {source_at} {destination_at} --invalidate SIDE`."
+)
+_TRIED = "It is tried again every few seconds and goes on by itself once the cause is gone. "
+
+REFUSALS = (
+    Refusal(
+        "version",
+        _TRIED + "Bring both hosts to one version of pathctl. A volume's process goes on with the old one until it is "
+        "started anew: `pathctld --stop-all`, when its devices may be away for a moment, then pathctld again.",
+    ),
+    Refusal(
+        "does not belong to this pair",
+        _ANEW.replace("{decide}", "SIDE is `destination` unless {destination} has the better data."),
+        _DELETE,
+    ),
+    Refusal(
+        "another size or track size",
+        _ANEW.replace("{decide}", "SIDE is `destination`; the sizes must be equal."),
+        _DELETE,
+    ),
+    Refusal("newer session", _TRIED + "The next attempt takes a higher number."),
+    Refusal(
+        "older than what it had confirmed",
+        _ANEW.replace(
+            "{decide}",
+            "{destination} was set back (an old copy of its disk was put in its place), so SIDE is `destination`: "
+            "the data of {source} is the newer.",
+        ),
+        _DELETE,
+    ),
+    Refusal(
+        "incomplete, so it cannot be the copy to fetch from",
+        "Nothing happens by itself. {destination} does not hold all of its data. Delete the pair with the command "
+        "below; if {source} is complete create it anew with `--invalidate destination`, else bring {destination}'s "
+        "data from where it is complete first.",
+        _DELETE,
+    ),
+    Refusal(
+        "newer data than this volume",
+        _ANEW.replace(
+            "{decide}",
+            "{destination} was written to on its own and has the newer data: SIDE is `source` to keep that, "
+            "`destination` to throw it away.",
+        ),
+        _DELETE,
+    ),
+    Refusal(
+        "written apart",
+        "Nothing happens by itself, and no program can decide this: both volumes were written to without the other "
+        "(split brain). Save what is needed of one side, then delete the pair (`" + _DELETE + "`) and create it anew "
+        "with the side to throw away as `--invalidate`.",
+    ),
+    Refusal(
+        "do not share a history",
+        _ANEW.replace("{decide}", "Look at both volumes: SIDE is the one whose data is thrown away."),
+        _DELETE,
+    ),
+    Refusal("not one of this protocol", _TRIED + "Bring both hosts to one version of pathctl."),
+    Refusal(
+        "No space left",
+        _TRIED + "Make room on the file system of {destination} at host {destination_host}.",
+    ),
+    Refusal(
+        "Input/output error",
+        "It is tried again every few seconds. The disk of {destination} gives errors: look at it on "
+        "{destination_host} (dmesg, SMART); if it is broken, delete the pair (`" + _DELETE + "`) and create it with "
+        "a volume on a good one.",
+    ),
+    Refusal("", _TRIED + "See the log of {destination} on {destination_host}."),
+)
+_REFUSED = "The path is wanted, but {other} answers no: no data moves, and nothing was changed by the refusal."
+
+
+def situation(facts: Facts) -> Situation:
+    """The first that fits."""
+    pair = facts.pair
+    is_away = facts.is_reachable is False or facts.note is not None
+    if pair.state == "Creating":
+        return Situation.CREATING_AWAY if is_away else Situation.CREATING
+    if pair.state == "Deleting":
+        return Situation.DELETING_AWAY if is_away else Situation.DELETING
+    if facts.is_ended_there:
+        return Situation.ENDED_THERE
+    if facts.failed is not None and (facts.is_heard or pair.side == "destination"):
+        return Situation.FAILED
+    match pair.state:
+        case "Suspended":
+            return Situation.SUSPENDED
+        case "Refused":
+            return Situation.REFUSED
+        case "Partitioned":
+            return _why_apart(facts)
+        case "SyncInProg":
+            return _why_copying(facts)
+        case _:
+            return Situation.DEVICE_FAILED if facts.device_failed else Situation.SYNCHRONIZED
+
+
+def _why_apart(facts: Facts) -> Situation:
+    if not facts.is_heard and facts.pair.side == "destination":
+        return Situation.SOURCE_AWAY_LINKED if facts.is_linked else Situation.SOURCE_AWAY
+    if not facts.is_heard:
+        return Situation.SILENT
+    if facts.is_reachable is False:
+        return Situation.PEER_DOWN
+    return Situation.LINK_DOWN if facts.link_error or facts.pair.reason else Situation.CONNECTING
+
+
+def _why_copying(facts: Facts) -> Situation:
+    pair = facts.pair
+    if facts.copy_error:
+        return Situation.COPY_FAILING
+    if not pair.invalid and not pair.owed:
+        return Situation.CONFIRMING
+    if pair.copy_rate_bytes_s == 0:
+        return Situation.PAUSED
+    if facts.limit_bytes_s == 0:
+        return Situation.PAUSED_HOST
+    if pair.progress is not None and pair.progress.converging is False:
+        return Situation.STUCK
+    return Situation.DEVICE_FAILED if facts.device_failed else Situation.COPYING
+
+
+def explain(facts: Facts) -> shapes.Why:
+    """All that is to be said of the pair."""
+    found, names = situation(facts), _names(facts)
+    if found is Situation.REFUSED:
+        refusal = find_refusal(facts.link_error or facts.pair.reason or "")
+        text = Text(_REFUSED, refusal.next, refusal.command, "{other} refuses the path.")
+    else:
+        text = SITUATIONS[found]
+    return shapes.Why(
+        pair=facts.pair.pair,
+        state=facts.pair.state,
+        since=facts.pair.since,
+        meaning=text.meaning.format_map(names),
+        cause=_cause(facts, found) or (text.cause or "The cause is not known.").format_map(names),
+        safe=_safe(facts, found, names),
+        next=text.next.format_map(names),
+        command=None if text.command is None else text.command.format_map(names),
+    )
+
+
+def find_refusal(reason: str) -> Refusal:
+    return next(refusal for refusal in REFUSALS if refusal.sign in reason)
+
+
+def _names(facts: Facts) -> dict[str, str]:
+    pair, progress = facts.pair, facts.pair.progress
+    source, destination = (f"{end.host}:{end.volume}" for end in (pair.source, pair.destination))
+    is_source = pair.side == "source"
+    mine = pair.source if is_source else pair.destination
+    eta = progress.eta_s if progress is not None else None
+    rate = progress.rate_bytes_s if progress is not None else None
+    limit = (
+        f" It is limited to {units.format_rate(pair.copy_rate_bytes_s)}: lift that with `pathctl pair set "
+        f"{mine.volume} --copy-rate none`."
+    )
+    return {
+        "peer": facts.peer,
+        "source": source,
+        "destination": destination,
+        "source_host": pair.source.host,
+        "destination_host": pair.destination.host,
+        # As `pair create` wants them on this host.
+        "source_at": pair.source.volume if is_source else source,
+        "destination_at": destination if is_source else pair.destination.volume,
+        "other": destination if is_source else source,
+        "volume": mine.volume,
+        "left": _tracks(pair, (pair.invalid or 0) + (pair.owed or 0)),
+        "rate": "at a rate not known yet" if rate is None else f"at {units.format_size(rate)}/s",
+        "eta": "It ends by itself; how long it takes is not known yet."
+        if eta is None
+        else f"It ends by itself, in about {units.format_duration(eta)} at the present rate.",
+        "limit": limit if pair.copy_rate_bytes_s else "",
+        "accept": f", `pathctl volume accept {mine.volume} --yes` (this copy is incomplete: see what of it is usable)"
+        if facts.incomplete
+        else "",
+    }
+
+
+def _tracks(pair: shapes.Pair, count: int) -> str:
+    return f"{count} of {pair.tracks} tracks ({units.format_size(min(count * pair.track_size, pair.size))})"
+
+
+def _cause(facts: Facts, found: Situation) -> str | None:
+    """What is known of why, the nearest first."""
+    for known in _causes(facts, found):
+        if known:
+            return _sentence(known)
+    return None
+
+
+def _causes(facts: Facts, found: Situation) -> tuple[str | None, ...]:
+    reason = facts.pair.reason
+    match found:
+        case Situation.FAILED:
+            return (facts.failed,)
+        case Situation.DEVICE_FAILED:
+            return (facts.device_failed,)
+        case Situation.CREATING_AWAY | Situation.DELETING_AWAY:
+            return facts.note, facts.peer_note, f"host {facts.peer} does not answer"
+        case Situation.SUSPENDED | Situation.CREATING | Situation.DELETING:
+            return (_by_whom(facts),)
+        case Situation.REFUSED | Situation.LINK_DOWN:
+            return facts.link_error, reason
+        case Situation.PEER_DOWN:
+            return facts.peer_note, facts.link_error, reason
+        case Situation.SILENT:
+            return facts.failed, reason
+        case Situation.SOURCE_AWAY | Situation.SOURCE_AWAY_LINKED:
+            return facts.peer_note, reason
+        case Situation.COPY_FAILING:
+            return (facts.copy_error,)
+        case _:
+            return (None,)
+
+
+def _by_whom(facts: Facts) -> str | None:
+    if facts.actor is None or facts.actor == "pathctld":
+        return facts.cause
+    return f"it was asked for by {facts.actor}" + (f": {facts.cause}" if facts.cause else "")
+
+
+def _sentence(text: str) -> str:
+    """First letter large unless it is a name or command, a full stop at the end."""
+    first = text[0].upper() + text[1:] if re.match(r"[a-z]+ ", text) else text
+    return first if first.endswith((".", "!", "?")) else f"{first}."
+
+
+def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
+    """What may be relied on, and what must be kept."""
+    pair = facts.pair
+    if found in (Situation.CREATING, Situation.CREATING_AWAY):
+        return (
+            f"The data of both volumes is as it was, unless the pair was already made ready; {names['source']} can be "
+            "used, and its writes are remembered. Do not write to the other volume."
+        )
+    if found in (Situation.DELETING, Situation.DELETING_AWAY):
+        return f"Both volumes keep what they hold; {names['source']} can be used. {_whole_here(facts)}"
+    if pair.side == "destination" and (not facts.is_heard or facts.is_ended_there):
+        return f"Nothing is lost by waiting. {_whole_here(facts)}"
+    if found is Situation.SILENT:
+        return (
+            "Every acknowledged write is on the disk or at the other host. Leave both volumes and their metadata files "
+            "as they are; delete nothing until the process runs again."
+        )
+    if found is Situation.FAILED:
+        return (
+            f"What was acknowledged before is at {names['source']}, at {names['destination']} or both: delete neither. "
+            f"{_safe_left(pair, names)}"
+        )
+    return _safe_left(pair, names)
+
+
+def _whole_here(facts: Facts) -> str:
+    volume = "this host's volume"
+    if facts.incomplete is None:
+        return f"Whether {volume} is complete is not known; see `pathctl volume list`."
+    if facts.incomplete:
+        return (
+            f"The copy on {volume} is incomplete: some of the data is only on host {facts.peer}. Do not use it alone."
+        )
+    return f"The copy on {volume} is complete as of when the hosts last heard each other."
+
+
+def _safe_left(pair: shapes.Pair, names: dict[str, str]) -> str:
+    """By what is left: both tables are the source's, which knows."""
+    source, destination = names["source"], names["destination"]
+    if pair.invalid is None or pair.owed is None:
+        return "How much is left is not known; delete neither volume."
+    if pair.invalid and pair.owed:
+        return (
+            f"{source} can be used. {_tracks(pair, pair.invalid)} are only at {destination}, {_tracks(pair, pair.owed)}"
+            f" only at {source}: both volumes are needed, delete neither."
+        )
+    if pair.invalid:
+        return (
+            f"{source} can be used as a whole while the path is there; {_tracks(pair, pair.invalid)} of it are still "
+            f"only at {destination}, and without the path reading those waits and then fails. Do not touch "
+            f"{destination}."
+        )
+    if pair.owed:
+        return (
+            f"{source} is complete and can be used. {destination} lacks {_tracks(pair, pair.owed)} and must not be "
+            f"used yet: until they are copied, {source} is the only good copy."
+        )
+    if pair.state == "Synchronized":
+        return "Either host may fail now and the data is complete on the other."
+    return f"Nothing is known to differ: {source} is complete and can be used, {destination} has all that was copied."

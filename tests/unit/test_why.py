@@ -1,0 +1,220 @@
+"""What is said of a pair: whatever is the case, whole sentences, and a command only where it is right."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import pytest
+
+from nbdplugin import lineage
+from pathctl import shapes, why
+from pathctl.why import Facts, Situation
+
+PAIR = shapes.Pair(
+    pair="0f3c2a10-0000-4000-8000-000000000000",
+    state="Synchronized",
+    since=1.7e9,
+    direction=None,
+    reason=None,
+    side="source",
+    source=shapes.End("alpha", "va"),
+    destination=shapes.End("beta", "vb"),
+    invalidated="destination",
+    ready=True,
+    committed=True,
+    size=1 << 30,
+    track_size=64 << 10,
+    tracks=16384,
+    invalid=0,
+    owed=0,
+    waiting=0,
+    copy_rate_bytes_s=None,
+    copied_bytes=0,
+    fetched_tracks=0,
+    copied_tracks=0,
+    session=3,
+    progress=None,
+)
+COPY = shapes.Progress("c", 1.7e9, 16384, 0, 10000, 6384, 61.0, 50 << 20, 8.0, True)
+STATES = get_args(get_type_hints(shapes.Pair)["state"])
+LEFT = {"owed": 6384, "direction": "to_destination", "progress": COPY}
+REFUSED = "the peer refuses the path: "
+
+
+def make(changes: dict[str, Any] | None = None, **facts: Any) -> Facts:
+    pair = msgspec.structs.replace(PAIR, **(changes or {}))
+    peer = pair.destination.host if pair.side == "source" else pair.source.host
+    return Facts(pair, **({"peer": peer} | facts))
+
+
+# What is the case, what it is taken for, the command.
+TABLE = [
+    (make({"state": "Creating"}), Situation.CREATING, None),
+    (make({"state": "Creating"}, is_reachable=False), Situation.CREATING_AWAY, "pathctl pair delete va --half --yes"),
+    (make({"state": "Creating"}, note="no answer"), Situation.CREATING_AWAY, "pathctl pair delete va --half --yes"),
+    (make({"state": "Deleting"}), Situation.DELETING, None),
+    (make({"state": "Deleting"}, is_reachable=False), Situation.DELETING_AWAY, "pathctl pair delete va --half --yes"),
+    (
+        make({"state": "Deleting", "side": "destination"}, note="alpha was asked and did not answer"),
+        Situation.DELETING_AWAY,
+        "pathctl pair delete vb --half --yes",
+    ),
+    (make({"state": "Suspended"}), Situation.SUSPENDED, "pathctl pair resume va"),
+    (make({"state": "Suspended", "side": "destination"}), Situation.SUSPENDED, "pathctl pair resume vb"),
+    (make({"state": "Suspended"}, failed="a sync failed"), Situation.FAILED, None),
+    (make({"state": "Partitioned"}, is_heard=False, failed="no process"), Situation.SILENT, "pathctl volume show va"),
+    (make({"state": "Partitioned"}), Situation.CONNECTING, None),
+    (make({"state": "Partitioned"}, link_error="no route"), Situation.LINK_DOWN, None),
+    (make({"state": "Partitioned"}, link_error="no route", is_reachable=False), Situation.PEER_DOWN, None),
+    (make({"state": "Partitioned", "side": "destination"}, is_heard=False), Situation.SOURCE_AWAY, None),
+    (
+        make({"state": "Partitioned", "side": "destination"}, is_heard=False, is_linked=True),
+        Situation.SOURCE_AWAY_LINKED,
+        None,
+    ),
+    (
+        make({"state": "Partitioned", "side": "destination"}, is_heard=False, is_ended_there=True),
+        Situation.ENDED_THERE,
+        "pathctl pair delete vb --half --yes",
+    ),
+    (make({"state": "Refused"}, link_error=f"{REFUSED}written apart"), Situation.REFUSED, None),
+    (make({"state": "SyncInProg", **LEFT}), Situation.COPYING, None),
+    (make({"state": "SyncInProg", **LEFT}, copy_error="a write failed"), Situation.COPY_FAILING, None),
+    (make({"state": "SyncInProg", **LEFT}, device_failed="gone"), Situation.DEVICE_FAILED, "pathctl attach va"),
+    (make({"state": "SyncInProg"}), Situation.CONFIRMING, None),
+    (
+        make({"state": "SyncInProg", **LEFT, "copy_rate_bytes_s": 0}),
+        Situation.PAUSED,
+        "pathctl pair set va --copy-rate none",
+    ),
+    (make({"state": "SyncInProg", **LEFT}, limit_bytes_s=0), Situation.PAUSED_HOST, None),
+    (
+        make({"state": "SyncInProg", **LEFT, "progress": msgspec.structs.replace(COPY, converging=False, eta_s=None)}),
+        Situation.STUCK,
+        None,
+    ),
+    (make({"state": "SyncInProg", **LEFT}, failed="a sync failed"), Situation.FAILED, None),
+    (make(), Situation.SYNCHRONIZED, None),
+    (make(device_failed="its process has ended"), Situation.DEVICE_FAILED, "pathctl attach va"),
+]
+
+
+def sentences(found: shapes.Why) -> list[str]:
+    return [found.meaning, found.cause, found.safe, found.next]
+
+
+def check(found: shapes.Why) -> None:
+    assert msgspec.convert(msgspec.to_builtins(found), shapes.Why) == found
+    for text in sentences(found):
+        assert re.search(r"[.!?]$", text), text
+        assert not re.search(r"[{}]|None|  |\.\.", text), text
+    if found.command is not None:
+        assert re.fullmatch(r"pathctl (pair|volume|attach) [a-z0-9 -]+", found.command), found.command
+
+
+@pytest.mark.parametrize(("facts", "situation", "command"), TABLE, ids=lambda value: getattr(value, "name", None))
+def test_each_situation_is_recognized_and_names_its_command(facts, situation, command) -> None:
+    assert why.situation(facts) == situation
+    found = why.explain(facts)
+    check(found)
+    assert found.command == command
+
+
+def test_the_table_above_and_the_texts_have_every_situation() -> None:
+    assert {situation for _facts, situation, _command in TABLE} == set(Situation)
+    assert set(why.SITUATIONS) == set(Situation) - {Situation.REFUSED}
+
+
+def test_whatever_is_the_case_all_of_it_is_said_in_whole_sentences() -> None:
+    lefts: list[dict[str, Any]] = [
+        {},
+        LEFT,
+        {"invalid": 5},
+        {"invalid": 5, "owed": 2, "progress": COPY},
+        {"invalid": None, "owed": None, "progress": None, "since": None},
+        {"owed": 3, "copy_rate_bytes_s": 1 << 20, "progress": msgspec.structs.replace(COPY, rate_bytes_s=None)},
+    ]
+    more: list[dict[str, Any]] = [
+        {},
+        {"is_reachable": False, "peer_note": "host beta at 192.0.2.1:7630 cannot be reached"},
+        {"is_heard": False, "is_linked": True},
+        {"is_heard": False, "is_ended_there": True, "incomplete": True},
+        {"is_heard": False, "incomplete": False},
+        {"failed": "the disk is broken", "note": "waits"},
+        {"link_error": "the peer answered: No space left on device", "copy_error": "x", "actor": "uid 0 (root)"},
+        {"device_failed": "its process has ended", "actor": "host beta", "cause": "pair.suspend", "limit_bytes_s": 0},
+    ]
+    for state, side, left, known in itertools.product(STATES, ("source", "destination"), lefts, more):
+        facts = make({"state": state, "side": side, **left}, **known)
+        assert why.situation(facts) in Situation
+        check(why.explain(facts))
+
+
+@pytest.mark.parametrize("verdict", list(lineage.SENTENCES))
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_every_refusal_of_a_greeting_is_known_and_told_what_to_do_about(verdict, side) -> None:
+    reason = f"{REFUSED}{lineage.SENTENCES[verdict]}"
+    assert why.find_refusal(reason).sign, "known by name, not just as some refusal"
+    found = why.explain(make({"state": "Refused", "side": side, "reason": reason, **LEFT}, link_error=reason))
+    check(found)
+    assert lineage.SENTENCES[verdict] in found.cause
+    if verdict is lineage.Verdict.BOTH_MOVED:
+        assert found.command is None, "whose data is kept is decided by a person"
+
+
+def test_refusals_differ_from_each_other() -> None:
+    found = [why.find_refusal(text).sign for text in lineage.SENTENCES.values()]
+    assert len(set(found)) == len(found)
+    versions = lineage.explain_versions(lineage.Versions(3, 4), lineage.Versions(1, 2))
+    assert "one version" in why.explain(make({"state": "Refused", "reason": versions})).next
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("the peer answered: No space left on device", "Make room on the file system of beta:vb at host beta"),
+        ("the peer answered: Input/output error", "The disk of beta:vb gives errors"),
+        ("something new", "See the log of beta:vb on beta"),
+    ],
+)
+def test_an_error_that_the_peers_disk_answers_is_told_as_that(reason, said) -> None:
+    assert said in why.explain(make({"state": "Refused"}, link_error=reason)).next
+
+
+def test_who_suspended_the_path_is_named() -> None:
+    found = why.explain(make({"state": "Suspended"}, actor="uid 0 (root)", cause="pathctl pair suspend"))
+    assert found.cause == "It was asked for by uid 0 (root): pathctl pair suspend."
+
+
+def test_what_is_safe_follows_from_what_is_left_and_where() -> None:
+    def safe(**changes: Any) -> str:
+        return why.explain(make({"state": "Suspended", **changes})).safe
+
+    assert "alpha:va is the only good copy" in safe(owed=16)
+    assert "16 of 16384 tracks (1M) of it are still only at beta:vb" in safe(invalid=16)
+    assert "delete neither" in safe(invalid=1, owed=1)
+    assert "alpha:va is complete" in safe()
+    assert "Either host may fail" in why.explain(make()).safe
+
+
+def test_a_destination_alone_says_whether_its_copy_can_be_used() -> None:
+    alone = {"state": "Partitioned", "side": "destination", "invalid": None, "owed": None}
+    whole = why.explain(make(alone, is_heard=False, incomplete=False))
+    assert "complete as of when the hosts last heard each other" in whole.safe
+    assert "accept" not in whole.next
+    part = why.explain(make(alone, is_heard=False, incomplete=True))
+    assert "Do not use it alone" in part.safe
+    assert "`pathctl volume accept vb --yes`" in part.next
+
+
+def test_names_for_creating_anew_are_as_this_host_has_to_write_them() -> None:
+    reason = lineage.SENTENCES[lineage.Verdict.UNRELATED]
+    here, there = (
+        why.explain(make({"state": "Refused", "reason": reason, "side": side})).next
+        for side in ("source", "destination")
+    )
+    assert "pathctl pair create va beta:vb --invalidate SIDE" in here
+    assert "pathctl pair create alpha:va vb --invalidate SIDE" in there
