@@ -133,11 +133,7 @@ def disconnect(core: Core, pair: str) -> Flow[None]:
     def change() -> Flow[None]:
         if core.session is not None:
             yield from core.end_session(core.session, "the pair was deleted")
-        header.side = header.pair = header.peer = header.operation = header.invalidate = None
-        header.committed = header.ready = False
-        header.peer_generation = header.epoch = None
-        header.session = header.accepted = 0
-        header.doubtful = False
+        header.leave_pair()
         core.extents.clear()
         core.is_loss_untold, core.own_generation = False, None
         core.link_error = None

@@ -24,7 +24,7 @@ def describe(table: Table) -> dict[str, Any]:
         "ready": header.ready,
         "invalid": table.invalid.count,
         "owed": table.owed.count,
-        "incomplete": header.incomplete or (header.side == "destination" and table.invalid.count > 0),
+        "incomplete": header.incomplete or table.invalid.count > 0,
         "active_extents": len(header.active),
         "generation": header.generation,
         "ancestors": header.ancestors,

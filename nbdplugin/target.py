@@ -238,8 +238,7 @@ class Target:
             if not (yield from self._wait()):
                 raise PathError("requests of the source are still running; try again")
             self.is_open = False  # a greeting that was under way may have opened a session
-        header.side = header.pair = header.peer = header.operation = header.invalidate = None
-        header.session = header.accepted = 0
+        header.leave_pair()
         yield from self._write_header()
 
     def drain(self) -> Flow[None]:

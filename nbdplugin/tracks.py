@@ -67,6 +67,13 @@ class Header:
     def encode(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
 
+    def leave_pair(self) -> None:
+        """What belongs to the pair goes; what belongs to the volume, its lineage and `incomplete`, stays."""
+        self.side = self.pair = self.peer = self.operation = self.invalidate = None
+        self.committed = self.ready = self.doubtful = False
+        self.peer_generation = self.epoch = None
+        self.session = self.accepted = 0
+
     def take_generation(self, name: str, *also: str) -> None:
         """A new lineage that descends from the present one and from `also`."""
         line = dict.fromkeys([self.generation, *also, *self.ancestors])
