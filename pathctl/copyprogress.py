@@ -25,6 +25,7 @@ SHORTEST_S = 1.0  # of a window that says anything
 LIMIT_CHANGE = 0.1  # a limit that changes by more than this part makes what was before useless
 MOST_PERCENT = 99.9  # while anything is left
 STATES_MOST = 10_000
+AT_ONCE_S = 5.0  # looks further apart than this are not under way together
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ class Tracker:
         state = self._states.get(pair)
         if state is None:
             state = self._states[pair] = State(reading)
-        elif reading.at >= state.last.at:  # two looks may come in the other order than they were made
+        elif not _is_older(reading, state.last):
             _advance(state, reading, self._name)
         if state.is_over and state.last.left and state.last.is_up:
             _begin(state, self._name(), 0, 0)
@@ -155,6 +156,14 @@ def _advance(state: State, now: Reading, name: Callable[[], str]) -> None:
     state.bytes += change.moved_bytes
     if (now.pid, now.is_up) != (before.pid, before.is_up) or _is_other_limit(before.limit_bytes_s, now.limit_bytes_s):
         state.window = []
+
+
+def _is_older(one: Reading, other: Reading) -> bool:
+    """Two looks at once may come in the other order than they were made."""
+    if one.at < other.at:
+        return True
+    fewer = one.moved_tracks < other.moved_tracks or (one.marked_tracks or 0) < (other.marked_tracks or 0)
+    return one.pid == other.pid and fewer and one.at - other.at < AT_ONCE_S
 
 
 class _Change(NamedTuple):

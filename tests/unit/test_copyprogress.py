@@ -279,6 +279,7 @@ def test_a_look_that_comes_late_changes_nothing() -> None:
     plane.at += 1
     new = tracker.read("p", plane.read())
     assert tracker.read("p", old) == new
+    assert tracker.read("p", msgspec.structs.replace(old, at=plane.at + 0.1)) == new, "by its counters"
 
 
 def test_holes_bring_the_end_nearer_and_are_no_bytes() -> None:
