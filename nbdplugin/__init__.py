@@ -6,8 +6,8 @@ Layers, each importing only what stands above it here:
     layout, tracks, gate, lineage, decide       pure state: what is so
     actions, core, checkpoint, transfer, requests, modes, target
                                                 pure flows: what to do next
-    store, metafile, peer, status               the drivers' hands
+    stats, store, metafile, peer, status        the drivers' hands
     engine, link, copier, volume, service       threads that carry the flows out
-    control, params, format, threadstate, plugin
+    control, params, format, logs, threadstate, plugin
                                                 the borders: control socket, command lines, nbdkit
 """

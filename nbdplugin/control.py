@@ -3,8 +3,9 @@
 request {"op": NAME, ...}    answer {"ok": {...}} or {"error": {"code": CODE, "message": SENTENCE}}
 codes: bad_request, not_found, refused, timeout, peer_lost, io, internal
 
-Both services below answer `status`, `connect`, `disconnect`, `drain` and `sockets`; the host's service also `link`,
-`greet`, `commit`, `suspend`, `resume`, `stop` and `set`.  `sockets` passes the listening socket back with SCM_RIGHTS.
+Both services below answer `status`, `connect`, `disconnect`, `drain`, `limits` and `sockets`; the host's service also
+`link`, `greet`, `commit`, `suspend`, `resume`, `stop` and `set`.  `sockets` passes the listening socket back with
+SCM_RIGHTS.
 """
 
 from __future__ import annotations

@@ -49,6 +49,10 @@ class Engine:
         self._hands = hands
         self._patience_s = {Patience.SHORT: _SHORT_LIMIT_S, **patience_s}
 
+    def set_patience(self, patience_s: dict[Patience, float]) -> None:
+        """For the waits that begin from now on."""
+        self._patience_s = self._patience_s | patience_s
+
     def run(self, flow: Flow[T]) -> T:
         """To its end, on this thread; returns its result or raises its error."""
         start = time.monotonic()

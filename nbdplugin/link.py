@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refus
 from nbdplugin.lineage import Greeting, Verdict, Versions
 from nbdplugin.params import Params
 from nbdplugin.peer import Address, Connection, Session
+from nbdplugin.stats import Histogram
 from nbdplugin.store import Store
 
 SESSION_JUMP_MOST = 1 << 32  # the peer's number is not trusted further than this
@@ -34,8 +36,9 @@ log = logging.getLogger(__name__)
 class Link:
     """Invariant: `_session` is the only session whose connections may be used."""
 
-    def __init__(self, core: Core, params: Params, backing: Store) -> None:
+    def __init__(self, core: Core, params: Params, backing: Store, fetches: Histogram) -> None:
         self._core = core
+        self._fetches = fetches
         self._params = params
         self._store = backing
         self._engine: Engine | None = None
@@ -70,6 +73,10 @@ class Link:
             raise Refused(f"the volume does not belong to pair {pair}")
         self._address, self._address_pair = address, pair
         self.poke()
+
+    def set_params(self, params: Params) -> None:
+        """Other limits: of a flush at once, of the link from the next session on."""
+        self._params = params
 
     def poke(self) -> None:
         """Something changed: look again now."""
@@ -226,8 +233,16 @@ class Link:
 
     def _read(self, action: actions.PeerRead) -> bytearray | None:
         session = self._get(action.session)
-        with (session.urgent if action.urgent else session.copy).take() as connection:
-            data = connection.read(action.offset, action.length)
+        start = time.monotonic()
+        try:
+            with (session.urgent if action.urgent else session.copy).take() as connection:
+                data = connection.read(action.offset, action.length)
+        except PathError:
+            self._fetches.errors += action.urgent
+            raise
+        finally:
+            if action.urgent:
+                self._fetches.note(time.monotonic() - start)
         return None if store.is_zero(data) else data
 
     def _write(self, action: actions.PeerWrite) -> None:

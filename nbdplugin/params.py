@@ -26,9 +26,31 @@ class Params:
     flush_timeout_s: float = 30.0
     command_timeout_s: float = 30.0
     checkpoint_s: float = 1.0
+    log_level: str = "info"
+    log_lines_per_minute: int = 60  # of one kind
     max_waiters: int = 256  # at least what the device may have in flight, below nbdkit's -t: see pathctl/nbdkitcmd
 
+    def get_limits(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in LIMITS}
 
+    def change(self, request: dict[str, object]) -> Params:
+        """With the limits of a control request `limits`, while it runs; raises BadRequest naming what does not fit."""
+        fields = {name: value for name, value in request.items() if name != "op"}
+        for name, value in fields.items():
+            if name not in LIMITS:
+                raise BadRequest(f"{name!r} is no limit that can be changed; known are {', '.join(LIMITS)}")
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < 1e6:
+                raise BadRequest(f"{name}={value!r} is not a number above 0 and below a million")
+        return dataclasses.replace(self, **fields)  # type: ignore[arg-type]
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LIMITS = (
+    "fetch_timeout_s",
+    "link_timeout_s",
+    "flush_timeout_s",
+    "command_timeout_s",
+)  # what can be changed while it runs
 _KINDS = {
     "role": str,
     "volume": str,
@@ -40,6 +62,8 @@ _KINDS = {
     "flush_timeout_s": float,
     "command_timeout_s": float,
     "checkpoint_s": float,
+    "log_level": str,
+    "log_lines_per_minute": int,
     "max_waiters": int,
 }
 
@@ -62,4 +86,6 @@ def parse(pairs: dict[str, str]) -> Params:
         raise BadRequest(f"missing parameter {missing[0]}=...")
     if values["role"] not in ("host", "peer"):
         raise BadRequest(f"role={values['role']} is neither host nor peer")
+    if values.get("log_level", "info") not in LOG_LEVELS:
+        raise BadRequest(f"log_level={values['log_level']} is none of {', '.join(LOG_LEVELS)}")
     return Params(**values)  # type: ignore[arg-type]

@@ -11,16 +11,19 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import nbdkit
 
-from nbdplugin import params, service
+from nbdplugin import logs, params, service
 from nbdplugin.errors import PathError, SessionOver, StoreFailed
 from nbdplugin.threadstate import Pins
 
 API_VERSION = 2
+monotonic = time.monotonic
+log = logging.getLogger("nbdplugin.plugin")
 T = TypeVar("T")
 
 
@@ -39,11 +42,12 @@ _process.pairs = {}
 class _Handle:
     """One connection."""
 
-    __slots__ = ("export", "pins")
+    __slots__ = ("export", "pins", "stats")
 
     def __init__(self, export: service.Export) -> None:
         self.export = export
         self.pins = Pins()
+        self.stats = export.stats
 
 
 def _get_errno(error: PathError) -> int:
@@ -55,6 +59,8 @@ def _get_errno(error: PathError) -> int:
 
 
 def _border(callback: Callable[..., T]) -> Callable[..., T]:
+    """nbdkit writes a line with the error's text for each that is raised here."""
+
     @functools.wraps(callback)
     def guarded(handle: _Handle, *arguments: Any) -> T:
         handle.pins.pin()
@@ -63,8 +69,34 @@ def _border(callback: Callable[..., T]) -> Callable[..., T]:
         except PathError as error:
             nbdkit.set_error(_get_errno(error))
             raise
+        except Exception:
+            log.exception("%s failed", callback.__name__)
+            raise
 
     return guarded
+
+
+def _timed(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """As `_border`, and the request's time, also of one that fails, is noted."""
+
+    def wrap(callback: Callable[..., T]) -> Callable[..., T]:
+        inner = _border(callback)
+
+        @functools.wraps(callback)
+        def timed(handle: _Handle, *arguments: Any) -> T:
+            start = monotonic()
+            histogram = getattr(handle.stats, kind)
+            try:
+                return inner(handle, *arguments)
+            except BaseException:
+                histogram.errors += 1
+                raise
+            finally:
+                histogram.note(monotonic() - start)
+
+        return timed
+
+    return wrap
 
 
 def config(key: str, value: str) -> None:
@@ -90,11 +122,12 @@ def thread_model() -> int:
 
 
 def get_ready() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    found = _process.params
     try:
-        _process.service = service.make(_process.params)
+        _process.service = service.make(found)
     except PathError as error:
         _refuse(error)
+    logs.set_up(found.volume, _process.service.get_pair, found.log_level, found.log_lines_per_minute)
 
 
 def after_fork() -> None:
@@ -143,27 +176,27 @@ def can_fua(handle: _Handle) -> int:
     return native
 
 
-@_border
+@_timed("read")
 def pread(handle: _Handle, buf: bytearray, offset: int, flags: int) -> None:
     handle.export.read(memoryview(buf), offset)
 
 
-@_border
+@_timed("write")
 def pwrite(handle: _Handle, buf: memoryview, offset: int, flags: int) -> None:
     handle.export.write(buf, offset, bool(flags & nbdkit.FLAG_FUA))
 
 
-@_border
+@_timed("zero")
 def zero(handle: _Handle, count: int, offset: int, flags: int) -> None:
     handle.export.zero(offset, count, bool(flags & nbdkit.FLAG_FUA))
 
 
-@_border
+@_timed("zero")
 def trim(handle: _Handle, count: int, offset: int, flags: int) -> None:
     handle.export.trim(offset, count, bool(flags & nbdkit.FLAG_FUA))
 
 
-@_border
+@_timed("flush")
 def flush(handle: _Handle, flags: int) -> None:
     handle.export.flush()
 

@@ -27,6 +27,7 @@ from nbdplugin.link import Link
 from nbdplugin.metafile import MetaFile
 from nbdplugin.params import Params
 from nbdplugin.peer import META_REPLY
+from nbdplugin.stats import Stats
 from nbdplugin.store import Store
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
@@ -48,6 +49,7 @@ class Export(Protocol):
     """What one NBD connection serves."""
 
     size: int
+    stats: Stats
 
     def read(self, buf: memoryview, offset: int) -> None: ...
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None: ...
@@ -74,6 +76,7 @@ class HostExport(Volume):
     def __init__(self, owner: HostService) -> None:
         super().__init__(owner.core, owner.engine, owner.store)
         self.size = owner.store.size
+        self.stats = owner.stats
         self._owner = owner
 
     def close(self) -> None:
@@ -87,7 +90,8 @@ class HostService:
         self.params = params
         self.store = backing
         self.core = Core(meta.table, _new_name, params.max_waiters)
-        self.link = Link(self.core, params, backing)
+        self.stats = Stats()
+        self.link = Link(self.core, params, backing, self.stats.fetch)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.command_timeout_s}
         self.engine = Engine(self.core, _make_hands(backing, meta) | self.link.hands, patience)
         self.copier = Copier(self.core, self.engine)
@@ -105,6 +109,7 @@ class HostService:
                 "stop": lambda r: self._run(modes.stop(self.core, get_text(r, "pair"))),
                 "disconnect": lambda r: self._run(modes.disconnect(self.core, get_text(r, "pair"))),
                 "set": self._set,
+                "limits": self._limits,
                 "drain": self._drain,
                 "sockets": lambda _: {},
             },
@@ -145,6 +150,8 @@ class HostService:
             "failed": core.failed,
             "copy_error": self.copier.error,
             "copy_rate_bytes_s": self.copier.bucket.rate_bytes_s,
+            "latency": self.stats.describe(),
+            "limits": self.params.get_limits(),
         }
 
     # --- commands ---
@@ -184,6 +191,15 @@ class HostService:
             raise BadRequest(f"copy rate {rate!r} is not a number of bytes per second")
         self.copier.bucket.set_rate(rate)
         return self.get_status()
+
+    def _limits(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.params = found = self.params.change(request)
+        self.link.set_params(found)
+        self.engine.set_patience({Patience.FETCH: found.fetch_timeout_s, Patience.COMMAND: found.command_timeout_s})
+        return self.get_status()
+
+    def get_pair(self) -> str | None:
+        return self.core.table.header.pair
 
     def _drain(self, _: dict[str, Any]) -> dict[str, Any]:
         self.engine.run(modes.drain(self.core))
@@ -229,6 +245,7 @@ class DataExport:
 
     def __init__(self, owner: PeerService, session: int, is_for_host: bool) -> None:
         self.size = owner.store.size
+        self.stats = owner.stats
         self._owner = owner
         self._session = session
         self._is_for_host = is_for_host
@@ -271,6 +288,7 @@ class MetaExport:
     size = META_SIZE
 
     def __init__(self, owner: PeerService) -> None:
+        self.stats = Stats()  # messages are no requests of anybody's: thrown away
         self._owner = owner
         self._session = -1
         self._pair: str | None = None
@@ -329,6 +347,7 @@ class PeerService:
     def __init__(self, params: Params, meta: MetaFile, backing: Store) -> None:
         self.params = params
         self.store = backing
+        self.stats = Stats()
         self.target = Target(meta.table, _new_name)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
@@ -339,6 +358,7 @@ class PeerService:
                 "connect": self._connect,
                 "disconnect": lambda r: self._run(self.target.disconnect(get_text(r, "pair"))),
                 "drain": lambda _: self._run(self.target.drain()),
+                "limits": self._limits,
                 "sockets": lambda _: {},
             },
         )
@@ -380,11 +400,21 @@ class PeerService:
             "copy_error": None,
             "copy_rate_bytes_s": None,
             "counters": counters,
+            "latency": self.stats.describe(),
+            "limits": self.params.get_limits(),
         }
 
     def _run(self, flow: actions.Flow[Any]) -> dict[str, Any]:
         self.engine.run(flow)
         return self.get_status()
+
+    def _limits(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.params = found = self.params.change(request)
+        self.engine.set_patience({Patience.FETCH: found.fetch_timeout_s, Patience.COMMAND: found.link_timeout_s})
+        return self.get_status()
+
+    def get_pair(self) -> str | None:
+        return self.target.table.header.pair
 
     def _connect(self, request: dict[str, Any]) -> dict[str, Any]:
         if get_side(request, "side") != "destination":

@@ -57,6 +57,23 @@ class Status(msgspec.Struct, frozen=True):
     copy_error: str | None = None
     copy_rate_bytes_s: int | None = None
     counters: dict[str, int] = msgspec.field(default_factory=dict)
+    latency: "Latency | None" = None  # None: an older data plane, or none that runs
+    limits: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """One kind of request: counts[i] took up to bounds_s[i], the last of them longer than all."""
+
+    errors: int
+    sum_s: float
+    counts: list[int]
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """How long requests took since the process started."""
+
+    bounds_s: list[float]
+    kinds: dict[str, Histogram]
 
 
 class _Error(msgspec.Struct, frozen=True):

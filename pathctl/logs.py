@@ -43,6 +43,7 @@ WARNINGS = {
 BAD_STATES = {"Partitioned", "Refused"}
 
 _PLAIN = re.compile(r"[\w.:/@%+,~-]+", re.ASCII)
+_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n"}
 _SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"  # a key file
     r"|(?<![\w-])[0-9A-Fa-f]{32,}(?![\w-])"  # a pair's key, a digest
@@ -102,14 +103,10 @@ def quote(value: object, most: int = TEXT_MOST) -> str:
     text = text if len(text) <= most else f"{text[:most]}... ({len(text) - most} more)"
     if _PLAIN.fullmatch(text):
         return text
-    return '"' + "".join(_escape(character) for character in text) + '"'
+    return '"' + "".join(_SHORT.get(c) or _escape(c) for c in text) + '"'
 
 
 def _escape(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    if character == "\n":
-        return "\\n"
     if character.isprintable():
         return character
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"

@@ -66,6 +66,7 @@ def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> l
     """The whole command, launcher included."""
     tls = [f"--tls-psk={wanted.psk_file}", "--tls=require"] if wanted.psk_file else []
     parameters = [f"{name}={getattr(found.data, name)}" for name in (*LIMITS, "max_waiters")]
+    parameters += [f"log_level={found.log.level}", f"log_lines_per_minute={found.log.lines_per_minute}"]
     return [
         *LAUNCHER,
         nbdkit,

@@ -42,8 +42,17 @@ async def bring_started(node: Node, volume: str) -> None:
     row = _told_row(node, volume)
     if row is not None:
         await link(node, row)
+    await _limit(node, volume)
     async with node.locks[volume]:
         await bring(node, volume)
+
+
+async def _limit(node: Node, volume: str) -> None:
+    """Settings that have changed since the process was started; one of an older release has no such limits."""
+    found = await status(node, volume)
+    wanted = {name: float(getattr(node.cfg.settings.data, name)) for name in nbdkitcmd.LIMITS}
+    if found.limits and found.limits != wanted:
+        await command(node, volume, "limits", **wanted)
 
 
 def _told_row(node: Node, volume: str) -> db.Connection | None:

@@ -71,6 +71,8 @@ def test_the_command_names_the_volume_and_passes_the_settings_of_the_data_plane(
         "flush_timeout_s=30",
         "command_timeout_s=30",
         "max_waiters=256",
+        "log_level=info",
+        "log_lines_per_minute=60",
     ]
 
 
