@@ -6,12 +6,15 @@ import os
 import re
 import secrets
 import shlex
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
+from nbdplugin import logs as plane_logs
 from pathctl import actor, config, logs, pki, shapes
 from pathctl.settings import Log
 
@@ -248,3 +251,47 @@ def test_a_log_is_emptied_also_where_there_is_no_room_for_its_copy(tmp_path):
     (tmp_path / "home.log.1").mkdir()
     assert not logs.bound(file, 1000)
     assert file.stat().st_size == 0
+
+
+# the data plane's own, which may not import ours
+
+
+def test_the_data_planes_lines_have_the_same_form(out, clock):
+    theirs = plane_logs.Handler(out, "home", lambda: PAIR, 10, clock)
+    ours = logs.Handler(out, 10, is_journal=False, clock=clock)
+    record = logging.LogRecord("x", logging.WARNING, "", 0, 'it said "%s"', ("a\nb",), None)
+    theirs.handle(record)
+    record.fields = {"volume": "home", "pair": PAIR}
+    ours.handle(record)
+    first, second = (line.partition(" ")[2] for line in out.lines())
+    assert first == second
+
+
+@given(st.text(alphabet=st.characters(), max_size=200))
+def test_the_data_plane_quotes_as_we_do(text):
+    assert plane_logs.quote(text) == logs.quote(text)
+    assert plane_logs.quote(text, 10) == logs.quote(text, 10)
+
+
+def test_the_data_plane_holds_back_what_is_too_much_and_tells_how_much(out, clock):
+    handler = plane_logs.Handler(out, "home", lambda: None, 10, clock)
+    try:
+        for number in range(100):
+            handler.handle(logging.LogRecord("x", logging.WARNING, "", 0, "request %d failed", (number,), None))
+        assert len(out.lines()) == 10
+        clock.now += plane_logs.WINDOW_S
+        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "another", (), None))
+        assert 'msg="90 more suppressed in the last minute: request %d failed" volume=home' in out.lines()[10]
+        assert len(out.lines()) == 12
+    finally:
+        assert handler._timer is not None
+        handler._timer.cancel()
+
+
+def test_the_data_plane_tells_what_it_held_back_although_nothing_else_is_logged(monkeypatch, out):
+    monkeypatch.setattr(plane_logs, "WINDOW_S", 0.01)
+    handler = plane_logs.Handler(out, "home", lambda: None, 1, time.monotonic)
+    for _ in range(3):
+        handler.handle(logging.LogRecord("x", logging.WARNING, "", 0, "it failed", (), None))
+    wait_until(lambda: "more suppressed" in out.getvalue() or handler._timer is None, "the timer has run")
+    assert "more suppressed" in out.getvalue()
