@@ -220,14 +220,19 @@ async def _export_size(fuse_file: Path) -> int:
 
 
 def _is_mounted(path: Path) -> bool:
-    return str(path) in {mountpoint for _device, mountpoint in _mounts()}
+    return str(path) in {mountpoint for _device, mountpoint in mounts()}
 
 
-def _mounts() -> Iterator[tuple[str, str]]:
-    """(major:minor, mount point) of each mount.  Fields: proc(5), /proc/pid/mountinfo; octal escapes undone."""
+def mounts() -> Iterator[tuple[str, str]]:
+    """(major:minor, mount point) of each mount.  Fields: proc(5), /proc/pid/mountinfo."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
-        yield fields[2], re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        yield fields[2], unescape(fields[4])
+
+
+def unescape(text: str) -> str:
+    """A path as the kernel lists it in /proc, its octal escapes undone."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 # -- the loop device --------------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ async def _drop_loop(path: str, fuse_file: Path) -> None:
 
 def _describe_use(path: str) -> str:
     number = _sysfs(path, "dev")
-    mountpoints = [mountpoint for device, mountpoint in _mounts() if device == number]
+    mountpoints = [mountpoint for device, mountpoint in mounts() if device == number]
     if mountpoints:
         return f"mounted at {', '.join(mountpoints)}"
     holders = _holders(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import controlclient, db, errors, nbdkitcmd
+from pathctl import backings, controlclient, db, errors, nbdkitcmd
 from pathctl.node import Node
 
 FORMAT_LIMIT_S = 120.0
@@ -24,8 +24,10 @@ async def settle(node: Node, volume: str) -> None:
     wanted = plane(node, volume)
     if wanted is None:
         await node.supervisor.stop(volume)
-    else:
-        await node.supervisor.ensure(wanted)
+        return
+    if node.supervisor.get(volume) is None:  # somebody may have taken it while nobody had it
+        await asyncio.to_thread(backings.refuse_in_use, wanted.backing)
+    await node.supervisor.ensure(wanted)
 
 
 def plane(node: Node, volume: str) -> nbdkitcmd.Plane | None:

@@ -5,16 +5,15 @@ deleted.  The row is written before the files and removed after them, so that a 
 """
 
 import asyncio
-import contextlib
+import errno
 import os
-import stat
 import uuid
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pathctl import config, db, devices, errors, pki, planes
+from pathctl import backings, config, controlclient, db, devices, errors, pki, planes, units
 from pathctl.node import Node
 
 
@@ -23,10 +22,18 @@ class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int | None = None
     track_size: int | None = None
     backing: str | None = None
+    dry_run: bool = False
 
 
 class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A volume to be deleted or accepted."""
+
+    name: str
+    dry_run: bool = False
 
 
 class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,54 +45,35 @@ class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def create(node: Node, body: Create) -> dict[str, Any]:
     config.check_name(body.name, "volume")
-    track_size = config.check_track_size(body.track_size or config.DEFAULT_TRACK_SIZE)
-    size = _given_size(node, body) if body.backing else body.size
+    track_size = config.check_track_size(config.DEFAULT_TRACK_SIZE if body.track_size is None else body.track_size)
+    size = None if body.size is None else config.check_size(body.size)
+    if body.backing is not None:
+        size = await asyncio.to_thread(backings.check, body.backing, size, node.cfg.folders)
     if size is None:
         raise errors.usage("a new volume needs a size; give --size, or --backing with an existing file or device")
     async with node.locks[body.name]:
+        if body.dry_run:
+            row = _new_row(node, body.name, config.check_size(size), track_size, body.backing, None)
+            _check_new(node, row)
+            return _plan(_steps_of_making(node, row), [])
         await make(node, body.name, config.check_size(size), track_size, backing=body.backing)
     return {"volume": await show_one(node, body.name)}
 
 
-def _given_size(node: Node, body: Create) -> int:
-    """The size of a volume over a given backing: that of the backing, unless a smaller one is asked for."""
-    assert body.backing is not None
-    path = Path(body.backing)
-    if not path.is_absolute():
-        raise errors.usage(f"{body.backing} is no absolute path; pathctld has a working folder of its own")
-    _refuse_own(node, path)
-    try:
-        kind = path.stat().st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-            raise errors.usage(f"{path} is neither a file nor a block device; it cannot back a volume")
-        with path.open("rb") as file:
-            found = file.seek(0, os.SEEK_END)
-        if stat.S_ISBLK(kind):
-            _refuse_busy(path)
-    except OSError as error:
-        raise errors.not_found(f"{path} cannot be opened: {error.strerror}; give a file or device") from error
-    if body.size is not None and body.size > found:
-        raise errors.refused(f"{path} has only {found} bytes, {body.size} are asked for; nothing was changed")
-    return found if body.size is None else body.size
+def _plan(steps: list[str], loses: list[str]) -> dict[str, Any]:
+    return {"plan": {"steps": steps, "loses": loses}}
 
 
-def _refuse_own(node: Node, path: Path) -> None:
-    """A volume over pathctl's own files, or over the device of another volume, would be written from two sides."""
-    real = _real(str(path))
-    for under in (real, devices.backing_file(real) if Path(real).is_block_device() else None):
-        if under is not None and any(Path(under).is_relative_to(_real(str(own))) for own in node.cfg.folders):
-            raise errors.refused(f"{path} belongs to pathctl itself and cannot back a volume; give another one")
+def _steps_of_making(node: Node, row: db.Volume) -> list[str]:
+    taken = f"take {row.backing} as it is, with its content, for the first {both(row.size)}"
+    made = f"make the file {row.backing} of {both(row.size)}, all zeroes, which takes room only where it is written"
+    table = f"make its track table {node.cfg.meta(row.name)}"
+    return [made if row.managed else taken, table, f"record volume {row.name}"]
 
 
-def _refuse_busy(path: Path) -> None:
-    """Linux: an exclusive open of a block device that is mounted, or part of another device, says EBUSY."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        raise errors.refused(
-            f"{path} cannot be had for writing: {error.strerror}; end its other use (a mount, another device made of "
-            "it), then try again"
-        ) from error
+def both(size: int) -> str:
+    """`1G (1073741824 bytes)`."""
+    return f"{units.format_size(size)} ({size} bytes)"
 
 
 async def make(
@@ -93,22 +81,9 @@ async def make(
 ) -> None:
     """Make the volume, or finish making it for the same operation.  The caller holds the volume's lock."""
     row = node.db.volume(name)
-    if row is not None and (operation is None or row.operation != operation):
-        raise errors.refused(f"there is a volume {name} already; take another name, or delete it first")
-    claim = node.db.entry_of(name)
-    if claim is not None and claim.operation != operation:
-        raise errors.refused(f"the name {name} is taken by a {claim.verb} under way; take another name")
-    if row is None:
-        row = db.Volume(
-            name=name,
-            uuid=str(uuid.uuid4()),
-            size=size,
-            track_size=track_size,
-            backing=_real(backing) if backing else str(node.cfg.image(name)),
-            managed=backing is None,
-            operation=operation,
-        )
-        _refuse_leftovers(node, row)
+    if row is None or operation is None or row.operation != operation:
+        row = _new_row(node, name, size, track_size, backing, operation)
+        _check_new(node, row)
         node.db.insert_volume(row)
     if row.state == "ready":
         return
@@ -121,24 +96,62 @@ async def make(
     node.db.set_volume_state(name, "ready")
 
 
-def _real(path: str) -> str:
-    return os.path.realpath(path)
+def _new_row(
+    node: Node, name: str, size: int, track_size: int, backing: str | None, operation: str | None
+) -> db.Volume:
+    """The volume as it is going to be recorded; refused where the name is taken."""
+    found = node.db.volume(name)
+    if found is not None:
+        raise errors.refused(
+            f"there is a volume {name} already, of {both(found.size)}; nothing was changed: take another name, or "
+            "delete it first"
+        )
+    claim = node.db.entry_of(name)
+    if claim is not None and claim.operation != operation:
+        raise errors.refused(f"the name {name} is taken by a {claim.verb} under way; take another name")
+    return db.Volume(
+        name=name,
+        uuid=str(uuid.uuid4()),
+        size=size,
+        track_size=track_size,
+        backing=backings.real(backing) if backing else str(node.cfg.image(name)),
+        managed=backing is None,
+        operation=operation,
+    )
 
 
-def _refuse_leftovers(node: Node, row: db.Volume) -> None:
+def _check_new(node: Node, row: db.Volume) -> None:
     for path in [node.cfg.meta(row.name)] + ([Path(row.backing)] if row.managed else []):
         if path.exists():
             raise errors.refused(f"{path} exists but belongs to no volume; move it away, then try again")
     for other in node.db.volumes():
-        with contextlib.suppress(OSError):
-            if not row.managed and _same_storage(row.backing, other.backing):
-                raise errors.refused(f"{row.backing} already backs volume {other.name}; take another backing")
+        if not row.managed and backings.overlap(row.backing, other.backing):
+            raise errors.refused(f"{row.backing} already backs volume {other.name}; take another backing")
+    if row.managed:
+        _check_room(Path(row.backing), row.size)
 
 
-def _same_storage(one: str, other: str) -> bool:
-    a, b = os.stat(one), os.stat(other)
-    both_devices = stat.S_ISBLK(a.st_mode) and stat.S_ISBLK(b.st_mode)
-    return a.st_rdev == b.st_rdev if both_devices else os.path.samestat(a, b)
+def _check_room(path: Path, size: int) -> None:
+    """Whether the file system has files of this size; tried on one without a name."""
+    try:
+        handle = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return  # it has no such files, or no room for one: making the real one will tell
+    try:
+        os.truncate(handle, size)
+    except OSError as error:
+        raise _no_image(path, size, error) from error
+    finally:
+        os.close(handle)
+
+
+def _no_image(path: Path, size: int, error: OSError) -> errors.PathctlError:
+    if error.errno in (errno.EFBIG, errno.EINVAL):
+        return errors.refused(
+            f"the file system of {path.parent} has no files of {both(size)}; the volume was not made: take a smaller "
+            "size, or a block device with --backing"
+        )
+    return errors.internal(f"{path} cannot be made: {error.strerror}; the volume was not made")
 
 
 async def _make_files(node: Node, row: db.Volume) -> None:
@@ -146,7 +159,7 @@ async def _make_files(node: Node, row: db.Volume) -> None:
         try:
             await asyncio.to_thread(_make_image, Path(row.backing), row.size)
         except OSError as error:
-            raise errors.internal(f"{row.backing} cannot be made: {error.strerror}; the volume was not made") from error
+            raise _no_image(Path(row.backing), row.size, error) from error
     await planes.run_format(
         "create",
         "--meta",
@@ -170,13 +183,77 @@ def _make_image(path: Path, size: int) -> None:
     pki.sync_folder(path.parent)
 
 
-async def delete(node: Node, body: Name) -> dict[str, Any]:
+async def delete(node: Node, body: Change) -> dict[str, Any]:
     async with node.locks[body.name]:
         row = node.volume(body.name)
         _refuse_in_use(node, row)
+        if body.dry_run:
+            return _plan(*_what_goes(node, row))
         shown = await show_one(node, row.name)
         remove(node, row.name)
     return {"volume": shown}
+
+
+def _what_goes(node: Node, row: db.Volume) -> tuple[list[str], list[str]]:
+    table = f"delete the track table {node.cfg.meta(row.name)}"
+    if not row.managed:
+        return [f"leave {row.backing} as it is: it is not pathctl's", table, f"forget volume {row.name}"], []
+    data = f"{row.backing} with all {both(row.size)} of volume {row.name} is deleted"
+    return [f"delete the file {row.backing}", table, f"forget volume {row.name}"], [data]
+
+
+async def accept(node: Node, body: Change) -> dict[str, Any]:
+    """Declare what lies in an unpaired volume to be its data, whether it was complete or not."""
+    async with node.locks[body.name]:
+        row = node.volume(body.name)
+        _refuse_in_use(node, row)
+        if row.state != "ready" or node.supervisor.get(row.name) is not None:
+            raise errors.refused(f"volume {row.name} is being made, deleted or served; wait until that is finished")
+        found = await look_unpaired(node, row.name)
+        if body.dry_run:
+            return _plan(*_what_is_accepted(row, found))
+        if found.incomplete:
+            await planes.run_format("accept", "--meta", str(node.cfg.meta(row.name)))
+            node.db.record(
+                "volume.accepted",
+                f"volume {row.name} is accepted as it is: {incompleteness(row, found)}",
+                volume=row.name,
+            )
+    return {"volume": await show_one(node, row.name)}
+
+
+def _what_is_accepted(row: db.Volume, found: controlclient.Status) -> tuple[list[str], list[str]]:
+    if not found.incomplete:
+        return [f"nothing: volume {row.name} is complete"], []
+    steps = [f"take all that lies in {row.backing} for the data of volume {row.name}, as a new lineage"]
+    return steps, [f"{incompleteness(row, found)}, and are given up: whatever lies there counts as their data"]
+
+
+def incompleteness(row: db.Volume, found: controlclient.Status) -> str:
+    """What a volume lacks, as the beginning of a sentence."""
+    if found.invalid:
+        size = min(found.invalid * row.track_size, row.size)
+        total = -(-row.size // row.track_size)
+        return f"{found.invalid} of {total} tracks ({both(size)}) of volume {row.name} were only on another host"
+    return f"some tracks of volume {row.name} were only on another host"
+
+
+async def look_unpaired(node: Node, name: str) -> controlclient.Status:
+    """What the metadata of a volume without a connection says; refused where it is in a pair all the same."""
+    found = await planes.look(node, name)
+    if found.status is None:
+        raise errors.internal(f"volume {name} cannot be looked at: {found.failed}")
+    if found.status.pair is not None:
+        raise errors.refused(unknown_pair(name, found.status))
+    return found.status
+
+
+def unknown_pair(name: str, found: controlclient.Status) -> str:
+    return (
+        f"the metadata of volume {name} says that it is the {found.side} of pair {found.pair} with host {found.peer}, "
+        "of which this configuration knows nothing (was an older one restored?); free the volume with "
+        f"`pathctl pair delete {name} --half`"
+    )
 
 
 def _refuse_in_use(node: Node, row: db.Volume) -> None:
@@ -228,6 +305,16 @@ async def attach_locked(node: Node, name: str) -> str:
             node.db.set_detached(name)
             await planes.settle(node, name)
         raise
+
+
+async def refuse_incomplete(node: Node, row: db.Volume) -> None:
+    """An unpaired volume that lacks data is not to be taken for a good one."""
+    found = await look_unpaired(node, row.name)
+    if found.incomplete:
+        raise errors.refused(
+            f"volume {row.name} is incomplete: {incompleteness(row, found)}; make it complete as the "
+            f"side of a new pair that is marked invalid, or take it as it is with `pathctl volume accept {row.name}`"
+        )
 
 
 def _is_destination(node: Node, name: str) -> bool:

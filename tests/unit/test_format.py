@@ -92,7 +92,7 @@ def test_a_crash_while_accepting_leaves_the_old_state_or_the_new_one(
 
     def write(fd: int, data: bytes, offset: int) -> int:
         if not left[0]:
-            real(fd, data[: len(data) // 2], offset)  # the page is torn
+            real(fd, data[:100], offset)  # the page is torn
             raise OSError(5, "power failed")
         left[0] -= 1
         return real(fd, data, offset)
