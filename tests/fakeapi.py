@@ -102,7 +102,7 @@ EVENT: Json = msgspec.to_builtins(
         before="SyncInProg",
         after="Suspended",
         cause="pair.suspend",
-        message="pair v: SyncInProg -> Suspended",
+        message="pair v: suspended",
     )
 )
 WHY: Json = msgspec.to_builtins(
@@ -158,7 +158,7 @@ ANSWERS: dict[str, Given] = {
 
 
 class Api:
-    """Answers each verb with what the table has for it - a plan if a dry run is asked for - and notes what it was asked."""
+    """Answers each verb with what the table has for it, a dry run with the plan; notes what it was asked."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

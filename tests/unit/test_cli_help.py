@@ -122,7 +122,7 @@ def test_a_page_says_what_the_help_says(context: click.Context, pages: Path) -> 
         check=True,
         env=os.environ | {"MANWIDTH": "400"},
     ).stdout
-    flat = " ".join(shown.replace("‐\n", "").split())
+    flat = " ".join(shown.replace("\u2010\n", "").split())
     for param in context.command.params:
         assert not isinstance(param, click.Option) or param.opts[0] in flat
     assert isinstance(context.command, clicommon.Command)

@@ -77,7 +77,7 @@ def test_what_a_command_prints_is_what_the_schema_says(
     told = capsys.readouterr()
     assert told.err == ""
     found = json.loads(told.out)
-    assert list(found)[0] == "version"
+    assert next(iter(found)) == "version"
     assert found["version"] == shapes.VERSION
     validate(found, answer)
 

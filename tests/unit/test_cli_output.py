@@ -1,0 +1,231 @@
+"""What people read: tables, the status screen, events, why."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakeapi
+import pytest
+from fakeapi import DONE, HOST, PAIR, PEER, UNHEARD, VOLUME, Api, Json
+
+from pathctl import errors, show
+
+PROGRAM = Path(sys.executable).with_name("pathctl")
+
+
+@pytest.fixture(autouse=True)
+def _in_berlin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+
+
+def on_terminal(api: Api, *arguments: str, columns: int = 100, **environment: str) -> str:
+    """What the program shows on a terminal of 24 lines."""
+    leader, follower = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(columns), "LINES": "24", "TERM": "xterm-256color"} | environment
+    command = [PROGRAM, "--root", api.root, *arguments]
+    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    shown = b""
+    try:
+        while piece := os.read(leader, 4096):
+            shown += piece
+    except OSError:  # EIO: the other end has closed
+        pass
+    os.close(leader)
+    process.wait(20)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_piped_table_is_aligned_plain_text(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["volume.list"] = {"volumes": [VOLUME, VOLUME | {"name": "longer-name", "failed": "broken"}]}
+    api.run("volume", "list")
+    assert capsys.readouterr().out.splitlines() == [
+        "VOLUME       SIZE  TRACK  SIDE  PAIR  DEVICE  CLIENTS  INVALID  NOTE",
+        "v            64M   64K    -     -     -       0        0        -",
+        "longer-name  64M   64K    -     -     -       0        0        broken",
+    ]
+
+
+def test_what_is_piped_is_never_wrapped(api: Api) -> None:
+    long = {"name": "n" * 63, "backing": "/" + "b" * 300, "failed": "f" * 300}
+    api.answers["volume.list"] = {"volumes": [VOLUME | long]}
+    shown = subprocess.run(
+        [PROGRAM, "--root", api.root, "volume", "list"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env=os.environ | {"COLUMNS": "20"},
+    ).stdout
+    assert len(shown.splitlines()) == 2
+    assert "f" * 300 in shown
+
+
+def test_nothing_is_claimed_of_a_pair_whose_source_was_not_heard(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["pair.list"] = {"pairs": [UNHEARD]}
+    api.answers["pair.show"] = {"pair": UNHEARD}
+    api.run("pair", "list")
+    assert capsys.readouterr().out.splitlines()[1].split()[-4:] == ["-", "-", "-", "-"]
+    api.run("pair", "show", "v")
+    told = capsys.readouterr().out
+    assert "%" not in told
+    assert "none" not in told
+    assert api.run("pair", "wait", "v", "--timeout", "0.01") == errors.ExitCode.TIMEOUT
+    assert "with - tracks left" in capsys.readouterr().err
+
+
+def test_pair_show_tells_the_progress(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["pair.show"] = {"pair": PAIR}
+    api.run("pair", "show", "v")
+    facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {name.strip(): value.strip() for name, value in facts.items()}
+    assert shown["since"].startswith("2025-11-22 09:26:40 +0100 (")
+    assert shown["done"] == "99.9%"
+    assert shown["at start"] == "1000 tracks (62.5M)"
+    assert shown["left"] == "1 tracks (64K)"
+    assert shown["added"] == "24 tracks (1.5M) by writes and lost links since"
+    assert shown["rate"] == "20M/s"
+    assert shown["to go"] == "1m03s"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "1m03s"),
+        ({"copy_rate_bytes_s": 0}, "paused"),
+        ({"progress": fakeapi.PROGRESS | {"converging": False, "eta_s": None}}, "not converging"),
+        ({"progress": fakeapi.PROGRESS | {"eta_s": None}}, ""),
+        ({"progress": None}, ""),
+        ({"state": "Suspended"}, ""),
+        ({"state": "Partitioned"}, ""),
+    ],
+)
+def test_how_long_it_takes_is_told_only_if_it_is_known(change: Json, said: str) -> None:
+    assert show.to_go(PAIR | change) == said
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [([], "exists already"), (["attach"], "exists already"), (["ready", "attach"], "created in 2 ms")],
+)
+def test_create_says_whether_it_created_anything(
+    api: Api, capsys: pytest.CaptureFixture[str], steps: list[str], said: str
+) -> None:
+    answer = {"pair": PAIR, "device": None, "steps": [{"step": step, "ms": 1.0} for step in steps]}
+    api.answers["pair.create"] = answer
+    api.run("pair", "create", "v", "beta:w", "--invalidate", "source")
+    assert capsys.readouterr().out.splitlines()[0] == f"alpha:v -> beta:w {said}"
+
+
+# -- status -----------------------------------------------------------------------------------------------
+
+TROUBLED: Json = {
+    "host": HOST,
+    "peers": [PEER | {"reachable": False, "note": "does not answer for 3m"}],
+    "volumes": [VOLUME | {"name": name, "device": "/dev/loop17", "side": "source"} for name in ("v", "work", "db")],
+    "pairs": [
+        PAIR,
+        UNHEARD | {"source": {"host": "alpha", "volume": "work"}},
+        DONE | {"source": {"host": "alpha", "volume": "db"}},
+    ],
+}
+
+
+def test_status_without_trouble_says_that_all_is_well(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.run("status")
+    assert capsys.readouterr().out.splitlines() == [
+        "host alpha, 10.0.0.1:7630: all is well",
+        "",
+        "PEER  ADDRESS        REACHABLE",
+        "beta  10.0.0.2:7630  yes",
+        "",
+        "VOLUME  SIZE  SIDE  PAIR  DEVICE  CLIENTS",
+        "v       64M   -     -     -       0",
+        "",
+        "PAIR      STATE       SOURCE   DESTINATION  COPY TO  DONE   LEFT  RATE   TO GO  SINCE",
+        "0f4c2d1e  SyncInProg  alpha:v  beta:w       source   99.9%  64K   20M/s  1m03s  11-22 09:26",
+    ]
+
+
+def test_status_tells_first_what_is_not_well_and_what_to_type(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["status"] = TROUBLED
+    api.run("status")
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "host alpha, 10.0.0.1:7630: 2 to look at",
+        "! pair work is Partitioned: not heard; look with `pathctl why work`",
+        "! peer beta: does not answer for 3m",
+    ]
+    endless = PAIR | {"progress": fakeapi.PROGRESS | {"converging": False}}
+    broken = VOLUME | {"failed": "its nbdkit has ended"}
+    api.answers["status"] = TROUBLED | {"pairs": [endless], "volumes": [broken], "peers": []}
+    api.run("status")
+    assert capsys.readouterr().out.splitlines()[1:3] == [
+        "! pair v is not converging; look with `pathctl why v`",
+        "! volume v: its nbdkit has ended; look with `pathctl volume show v`",
+    ]
+
+
+def test_status_of_three_pairs_is_one_screen(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["status"] = TROUBLED
+    api.run("status")
+    for shown in (capsys.readouterr().out, on_terminal(api, "status", NO_COLOR="1")):
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+        assert len(lines) <= 23  # one is for the next prompt
+        assert max(map(len, lines)) <= 100
+
+
+def test_status_of_a_host_without_a_name_says_how_to_begin(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["status"] = {"host": None, "peers": [], "volumes": [], "pairs": []}
+    api.run("status")
+    assert capsys.readouterr().out.splitlines()[0].endswith("pathctl host init --name NAME --address ADDRESS")
+
+
+def test_colour_is_for_a_terminal_that_wants_it(api: Api) -> None:
+    api.answers["status"] = TROUBLED
+    assert "\x1b[31mPartitioned" in on_terminal(api, "status", NO_COLOR="")
+    assert "\x1b[3" not in on_terminal(api, "status", NO_COLOR="1")
+
+
+# -- events, why ------------------------------------------------------------------------------------------
+
+
+def test_an_event_is_one_line_with_local_time_cause_and_who_asked(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = fakeapi.EVENT | {"actor": "pathctld", "cause": None, "kind": "path.lost", "message": "pair v: lost"}
+    api.answers["events.list"] = {"events": [fakeapi.EVENT, quiet]}
+    api.run("events")
+    assert capsys.readouterr().out.splitlines() == [
+        "2025-11-22 09:26:40 +0100  pair.state          pair v: suspended  (pair.suspend)  by uid 0 (root)",
+        "2025-11-22 09:26:40 +0100  path.lost           pair v: lost",
+    ]
+    api.answers["events.list"] = {"events": []}
+    api.run("events")
+    assert capsys.readouterr().out == "no events\n"
+
+
+@pytest.mark.parametrize("text", ["yesterday", "10", "10y", "2026-13-01", "", "-5m"])
+def test_a_time_that_is_none_is_a_usage_error(api: Api, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert api.run("events", "--since", text) == errors.ExitCode.USAGE
+    assert "is no time" in capsys.readouterr().err
+    assert api.asked == []
+
+
+def test_why_is_a_few_sentences_and_what_to_type(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.run("why", "v")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("0f4c2d1e is Suspended since 2025-11-22 09:26:40 +0100 (")
+    assert lines[0].endswith(" ago): the path is not ready")
+    assert lines[1:] == [
+        "Why:  uid 0 (root) suspended it",
+        "Safe: use the source",
+        "Next: nothing, until it is resumed",
+        "Type: pathctl pair resume v",
+    ]
+    api.answers["pair.why"] = {"why": fakeapi.WHY | {"command": None, "cause": "long " * 40}}
+    shown = on_terminal(api, "why", "v", columns=80)
+    assert "Type:" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
