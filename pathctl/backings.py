@@ -69,14 +69,14 @@ def _read_size(path: str, target: str) -> int:
         raise errors.usage(f"{path} is a folder and cannot back a volume; give a file or block device")
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise errors.usage(f"{path} is neither a file nor a block device and cannot back a volume; give another one")
+    if stat.S_ISBLK(mode) and _is_read_only(os.stat(target).st_rdev):  # the kernel lets it be opened all the same
+        raise _not_writable(path, "the device is read-only")
     try:
         handle = os.open(target, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _in_use(path, users(target) or ["the kernel"]) from error
-        raise errors.refused(
-            f"{path} cannot be opened for writing: {error.strerror}; make it writable, or give another one"
-        ) from error
+        raise _not_writable(path, str(error.strerror)) from error
     try:
         size = os.lseek(handle, 0, os.SEEK_END)
     finally:
@@ -84,6 +84,17 @@ def _read_size(path: str, target: str) -> int:
     if size == 0:
         raise errors.refused(f"{path} is empty; fill it, or let pathctl make the volume's file with only --size")
     return size
+
+
+def _is_read_only(device: int) -> bool:
+    try:
+        return (_sys(device) / "ro").read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _not_writable(path: str, why: str) -> errors.PathctlError:
+    return errors.refused(f"{path} cannot be opened for writing: {why}; make it writable, or give another one")
 
 
 def _refuse_uneven(path: str, found: int) -> None:
