@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pathctl import config, db, errors, faults, peers, pki, planes, supervise, volumes
+from pathctl import config, copyrate, db, errors, faults, peers, pki, planes, supervise, volumes
 from pathctl.node import Node
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
@@ -202,7 +202,7 @@ async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int
             node.db.insert_connection(row)
         await planes.settle(node, body.volume)
         await _record(node, row)
-        await planes.command(node, body.volume, "set", copy_rate_bytes_s=rate_bytes_s)
+        await planes.command(node, body.volume, "set", copy_rate_bytes_s=copyrate.wanted(node, body.pair, rate_bytes_s))
         await faults.point("connect.source")
 
 
