@@ -37,7 +37,7 @@ def create(path: Path, header: Header) -> None:
             raise BadRequest(f"{path} exists and describes another volume") from None
         return
     except OSError as error:
-        raise BadRequest(f"{path} cannot be created: {error.strerror}") from None
+        raise _not_made(path, error) from None
     try:
         os.posix_fallocate(fd, 0, layout.get_file_size(table.geometry.tracks))
         for copy in (0, 1):
@@ -46,9 +46,15 @@ def create(path: Path, header: Header) -> None:
         _sync_folder(path)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise BadRequest(f"{path} cannot be written: {error.strerror}; make room there") from None
+        raise _not_made(path, error) from None
     finally:
         os.close(fd)
+
+
+def _not_made(path: Path, error: OSError) -> BadRequest:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadRequest(f"the file system of {path.parent} is full: make room there, then repeat the command")
+    return BadRequest(f"{path} cannot be made: {error.strerror}")
 
 
 def _sync_folder(path: Path) -> None:

@@ -123,14 +123,22 @@ class Database:
         self.keep_events = KEEP_EVENTS
         self.on_event: Callable[[shapes.Event], None] | None = None
         self._is_ending = False
+        try:
+            backup = self._open(path)
+        except NoSpace:  # SQLite needs some for its log, even to read
+            self.reserve.release()
+            backup = self._open(path)
+        self._last_event = self._newest_event()
+        if backup is not None:
+            self.record("db.migrated", f"{path} was brought to schema {schema.VERSION}; as it was it is in {backup}")
+
+    def _open(self, path: Path) -> Path | None:
+        """Connect, check, and bring to this version's schema; -> the copy made of an older one."""
         with self._told():
             self._sql = schema.connect(path, lambda: self.keep_events)
             path.chmod(0o600)
             self._check(path)
-            backup = schema.ensure(self._sql, path)
-        self._last_event = self._newest_event()
-        if backup is not None:
-            self.record("db.migrated", f"{path} was brought to schema {schema.VERSION}; as it was it is in {backup}")
+            return schema.ensure(self._sql, path)
 
     def close(self) -> None:
         self._sql.close()

@@ -5,7 +5,9 @@ undone and what is still pending.  It is mapped once to HTTP (api) and once to a
 """
 
 import enum
+import errno
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class ErrorCode(enum.StrEnum):
@@ -90,3 +92,14 @@ def refused(message: str) -> PathctlError:
 
 def internal(message: str) -> PathctlError:
     return PathctlError(ErrorCode.INTERNAL, message)
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(path: Path, error: OSError) -> PathctlError:
+    """A file of ours could not be made or written."""
+    if is_full(error):
+        return internal(f"the file system of {path.parent} is full: make room there, then repeat the command")
+    return internal(f"{path} cannot be written: {error.strerror}; see to its file system, then repeat the command")

@@ -8,6 +8,7 @@ Secrets are written to files of mode 0600 and never logged.
 
 import base64
 import binascii
+import contextlib
 import datetime
 import hashlib
 import os
@@ -44,13 +45,18 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def write_secret(path: Path, content: bytes) -> None:
     """Durable, complete or absent, and readable by this user only."""
     new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_folder(path.parent)
+    try:
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise errors.not_written(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -116,7 +116,11 @@ class Keeper:
         argv = nbdkitcmd.argv(self.plane, find_nbdkit(), find_plugin(), self._cfg.settings)
         environment = nbdkitcmd.environment(os.environ, self._cfg.priority)
         _remove(self.plane.control)  # a dead process's
-        pid = process.spawn(argv, environment, self._listener, Path(self.plane.log))
+        log_file = Path(self.plane.log)
+        try:
+            pid = process.spawn(argv, environment, self._listener, log_file)
+        except OSError as error:  # posix_spawn tells of both in one
+            raise errors.not_written(log_file, error) from error
         self._process = process.Process(pid)
         try:
             await self._answering(self._process)

@@ -120,6 +120,11 @@ def _new_row(
     )
 
 
+def check_make(node: Node, name: str, size: int, track_size: int) -> None:
+    """All that a managed volume of this name and size would not be made for."""
+    _check_new(node, _new_row(node, name, config.check_size(size), config.check_track_size(track_size), None, None))
+
+
 def _check_new(node: Node, row: db.Volume) -> None:
     for path in [node.cfg.meta(row.name)] + ([Path(row.backing)] if row.managed else []):
         if path.exists():
@@ -151,7 +156,7 @@ def _no_image(path: Path, size: int, error: OSError) -> errors.PathctlError:
             f"the file system of {path.parent} has no files of {both(size)}; the volume was not made: take a smaller "
             "size, or a block device with --backing"
         )
-    return errors.internal(f"{path} cannot be made: {error.strerror}; the volume was not made")
+    return errors.not_written(path, error)
 
 
 async def _make_files(node: Node, row: db.Volume) -> None:
