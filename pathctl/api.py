@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from pathctl import errors, pairs, pairsteps, peers, pki, planes, protocol, volumes
+from pathctl import errors, pairs, pairsteps, pairview, peers, pki, planes, protocol, volumes
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 
@@ -40,10 +40,8 @@ PeerHandler = Callable[[Node, str, Any], Answer]
 
 
 async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
-    found_peers, found_volumes, found_pairs = await asyncio.gather(
-        peers.list_all(node, body), volumes.show_all(node), pairs.show_all(node)
-    )
-    return {"host": peers.host_json(node), **found_peers, "volumes": found_volumes, "pairs": found_pairs}
+    found_volumes, found_pairs = await asyncio.gather(volumes.show_all(node), pairs.show_all(node))
+    return {"host": peers.host_json(node), **peers.list_known(node), "volumes": found_volumes, "pairs": found_pairs}
 
 
 async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
@@ -88,13 +86,15 @@ USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
 PEER_VERBS: dict[str, tuple[type[msgspec.Struct], PeerHandler]] = {
     "ping": (peers.Nothing, ping),
     "volume.look": (pairsteps.LookVolume, pairsteps.look_volume),
+    "pair.check": (pairsteps.Check, pairsteps.check),
     "pair.create_volume": (pairsteps.CreateVolume, pairsteps.create_volume),
     "pair.connect": (pairsteps.Connect, pairsteps.connect_destination),
     "pair.finish": (pairsteps.Which, pairsteps.finish),
     "pair.undo": (pairsteps.Which, pairsteps.undo),
     "pair.end": (pairsteps.Which, pairsteps.end),
     "pair.outcome": (pairsteps.Which, pairsteps.outcome),
-    "forward": (pairs.Forward, pairs.forwarded),
+    "forward": (pairview.Forward, pairs.forwarded),
+    "pairs.look": (pairview.Look, pairview.look_for_peer),
 }
 
 

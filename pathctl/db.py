@@ -406,6 +406,13 @@ class Database:
     def entry_of(self, volume: str) -> Entry | None:
         return self._one(Entry, "SELECT * FROM journal WHERE volume = ?", volume)
 
+    def refuse_taken(self, volume: str) -> None:
+        """Refuse a volume that is in a pair or claimed by an operation."""
+        found = self._sql.execute("SELECT * FROM journal WHERE volume = ?", (volume,)).fetchone()
+        if found is not None:
+            raise _busy(volume, found)
+        _refuse_taken(self._sql, volume, "")
+
     def open_entry(self, entry: Entry) -> None:
         """Claim the volume for an operation; the same entry again is fine, any other claim on the volume refuses."""
         with self._change() as sql:
@@ -414,10 +421,7 @@ class Database:
             if found is not None and found["operation"] == entry.operation:
                 return
             if found is not None:
-                raise errors.refused(
-                    f"volume {entry.volume} is busy with {found['verb']} of pair {found['pair']} "
-                    f"(with {found['peer']}:{found['peer_volume']}); wait until that is finished, then try again"
-                )
+                raise _busy(entry.volume, found)
             if entry.verb == "pair.create":
                 _refuse_taken(sql, entry.volume, entry.operation)
             columns = msgspec.structs.asdict(entry)
@@ -499,6 +503,13 @@ def _upsert_peer(sql: sqlite3.Connection, peer: Peer) -> None:
         "INSERT INTO peers VALUES (?, ?, ?, ?)"
         " ON CONFLICT (name) DO UPDATE SET address = excluded.address, port = excluded.port",
         (peer.name, peer.address, peer.port, peer.certificate),
+    )
+
+
+def _busy(volume: str, found: Any) -> errors.PathctlError:
+    return errors.refused(
+        f"volume {volume} is busy with {found['verb']} of pair {found['pair']} (with {found['peer']}:"
+        f"{found['peer_volume']}); wait until that is finished, then try again"
     )
 
 

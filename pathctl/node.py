@@ -10,11 +10,57 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from pathctl import errors
+import aiohttp
+import msgspec
+
+from pathctl import controlclient, copyprogress, errors, shapes
 from pathctl.config import Config
 from pathctl.db import Database, Host, Peer, Volume
 from pathctl.supervise import Supervisor
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What one look at a pair found.  `status` is what the data plane here says: the source's, or the destination's."""
+
+    at: float  # seconds since the epoch
+    pair: shapes.Pair
+    status: controlclient.Status | None
+    failed: str | None  # why the volume here cannot do its part
+    is_heard: bool  # the source told its part: its data plane, or from the destination its pathctld
+    is_ended_there: bool = False  # the source's host has no such pair any more
+
+
+class Recorded(msgspec.Struct):
+    """What was last recorded of a pair: its state, and of its path the session and the refusal."""
+
+    state: str | None = None
+    since: float | None = None
+    actor: str | None = None
+    cause: str | None = None
+    look: int = 0  # the number of the look that told it
+    path_look: int = 0
+    session: int | None = None
+    refusal: str | None = None
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """What is known of a peer's pathctld."""
+
+    is_reachable: bool
+    at: float  # seconds since the epoch: when it was last asked, or heard
+    note: str | None = None  # why it is not reachable, or what is odd about it
+    clock_skew_s: float | None = None  # its clock less ours
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """Connections to a peer that are kept, and what they were made for: another one needs others."""
+
+    address: str
+    port: int
+    certificate: str
+    session: aiohttp.ClientSession
 
 
 @dataclass(slots=True)
@@ -38,6 +84,18 @@ class Node:
     listen_error: str | None = None
     server_context: ssl.SSLContext | None = None
     protocols: dict[str, int] = field(default_factory=dict)  # by peer: the control protocol last spoken with it
+    # by operation: the question to a peer that is being waited for, and those whose half here is being freed
+    asking: dict[str, asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
+    freeing: set[str] = field(default_factory=set)
+    # what the observer has found: by pair, by peer; how far the copies are; set when it should look now
+    samples: dict[str, Sample] = field(default_factory=dict)
+    recorded: dict[str, Recorded] = field(default_factory=dict)
+    reach: dict[str, Reach] = field(default_factory=dict)
+    copies: copyprogress.Tracker = field(default_factory=copyprogress.Tracker)
+    look_now: asyncio.Event = field(default_factory=asyncio.Event)
+    ping_now: asyncio.Event = field(default_factory=asyncio.Event)
+    channels: dict[str, Channel] = field(default_factory=dict)  # by peer
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when an event was recorded
 
     def host(self) -> Host:
         found = self.db.host()

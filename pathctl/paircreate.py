@@ -14,15 +14,18 @@ from typing import Any
 
 import msgspec
 
-from pathctl import config, db, errors, faults, pairsteps, peers, pki, planes, volumes
+from pathctl import config, controlclient, db, errors, faults, pairsteps, peers, pki, planes, statelog, volumes
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
 
 
-class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the user asks for; `source` and `destination` are NAME or HOST:NAME."""
+class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the user asks for; `source` and `destination` are NAME or HOST:NAME.
+
+    Defaults are left out when it is forwarded: a host of an older version knows fewer fields.
+    """
 
     source: str
     destination: str
@@ -34,6 +37,7 @@ class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attach: bool = False
     force: bool = False
     copy_rate_bytes_s: int | None = None
+    dry_run: bool = False
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -96,6 +100,49 @@ async def create(node: Node, body: Create, source: str, peer: str, destination: 
         return await _run(node, spec, started)
 
 
+async def plan(node: Node, body: Create, source: str, peer: str, destination: str) -> dict[str, Any]:
+    """What `create` would do and overwrite, after all checks at both hosts; changes nothing."""
+    existing = find_existing(node, body, source, peer, destination)
+    if existing is not None:
+        _refuse_differing(node, body, existing)
+        return _as_plan([f"nothing: pair {existing.pair} is there already"], [])
+    _refuse_attached(node, body, source)
+    spec = await _plan(node, body, source, peer, destination)
+    await _check_source(node, spec)
+    wanted = pairsteps.Check(
+        destination, source, body.invalidate, spec.size, spec.track_size, create=spec.create_destination
+    )
+    try:
+        await peers.call(node, peer, "pair.check", wanted, node.cfg.timeouts.peer_look_s)
+    except NoAnswer as error:
+        raise unchanged(error) from error
+    steps = [step_label(node, spec, name) for name in step_names(spec)]
+    return _as_plan(steps, _what_is_overwritten(node, spec))
+
+
+def _as_plan(steps: list[str], loses: list[str]) -> dict[str, Any]:
+    return {"plan": {"steps": steps, "loses": loses}}
+
+
+async def _check_source(node: Node, spec: Spec) -> None:
+    if spec.create_source:
+        volumes.check_make(node, spec.source, spec.size, spec.track_size)
+        return
+    row = node.volume(spec.source)
+    await pairsteps.check_free(node, row)
+    if spec.invalidate == "destination":
+        await volumes.refuse_incomplete(node, row)
+
+
+def _what_is_overwritten(node: Node, spec: Spec) -> list[str]:
+    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    is_source = spec.invalidate == "source"
+    lost, good = (here, there) if is_source else (there, here)
+    if spec.create_source if is_source else spec.create_destination:
+        return []
+    return [f"all {volumes.both(spec.size)} of {lost} are replaced by the data of {good}"]
+
+
 def find_existing(node: Node, body: Create, source: str, peer: str, destination: str) -> db.Connection | None:
     row = node.db.connection_of(source)
     wanted = ("source", peer, destination, body.invalidate)
@@ -135,7 +182,7 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
     for name, found in ((f"{own}:{source}", here), (f"{peer}:{destination}", there)):
         if found is None and not body.create:
             raise errors.not_found(f"there is no volume {name}; make it, or give --create")
-    size, track_size = _fit(body, here, there)
+    size, track_size = _fit(body, here, there, f"{own}:{source}", f"{peer}:{destination}")
     return Spec(
         operation=str(uuid.uuid4()),
         pair=str(uuid.uuid4()),
@@ -162,12 +209,18 @@ def unchanged(error: PathctlError) -> PathctlError:
     )
 
 
-def _fit(body: Create, here: tuple[int, int] | None, there: tuple[int, int] | None) -> tuple[int, int]:
+def _fit(
+    body: Create, here: tuple[int, int] | None, there: tuple[int, int] | None, source: str, destination: str
+) -> tuple[int, int]:
     """The size and track size of both volumes."""
     if here is not None and there is not None and here != there:
+        good, lost = (there, source) if body.invalidate == "source" else (here, destination)
+        host, _, name = lost.partition(":")
         raise errors.refused(
-            f"the source has {here[0]} bytes in tracks of {here[1]}, the destination {there[0]} in {there[1]}; both "
-            "must be equal, nothing was changed"
+            f"the source {source} has {here[0]} bytes in tracks of {here[1]}, the destination {destination} {there[0]} "
+            f"in tracks of {there[1]}, and both must be equal; nothing was changed: {lost} is the one to be overwritten, "
+            f"so make it anew on {host} with `pathctl volume delete {name} --yes` and `pathctl volume create {name} "
+            f"--size {good[0]} --track-size {good[1]}`, then repeat"
         )
     found = here or there
     if found is None and body.size is None:
@@ -193,20 +246,18 @@ class _Run:
 
     async def all(self) -> None:
         spec = self._spec
-        actions: list[tuple[str, Callable[[], Awaitable[None]]]] = [("journal", self._journal)]
-        if spec.create_source:
-            actions.append(("create_source", self._create_source))
-        if spec.create_destination:
-            actions.append(("create_destination", self._create_destination))
         connect = {"source": self._connect_source, "destination": self._connect_destination}
-        actions += [
-            ("first", connect[spec.first]),
-            ("second", connect[spec.second]),
-            ("greet", self._greet),
-            ("ready", self._ready),
-        ]
-        for name, action in actions:
-            await self._step(name, action)
+        actions: dict[str, Callable[[], Awaitable[None]]] = {
+            "journal": self._journal,
+            "create_source": self._create_source,
+            "create_destination": self._create_destination,
+            "first": connect[spec.first],
+            "second": connect[spec.second],
+            "greet": self._greet,
+            "ready": self._ready,
+        }
+        for name in step_names(spec):
+            await self._step(name, actions[name])
 
     async def _step(self, name: str, action: Callable[[], Awaitable[None]]) -> None:
         node, operation = self._node, self._spec.operation
@@ -261,7 +312,8 @@ class _Run:
         )
 
     async def _ask(self, verb: str, body: msgspec.Struct) -> dict[str, Any]:
-        return await peers.call(self._node, self._spec.peer, verb, body, self._node.cfg.timeouts.peer_step_s)
+        spec, limit_s = self._spec, self._node.cfg.timeouts.peer_step_s
+        return await pairsteps.ask(self._node, spec.operation, spec.peer, verb, body, limit_s)
 
     async def _greet(self) -> None:
         """The data planes meet before anything is promised: a failure here fails the second step."""
@@ -276,7 +328,7 @@ class _Run:
     async def _ready(self) -> None:
         """THE COMMIT POINT: one command, one durable change in the source's metadata."""
         spec = self._spec
-        await planes.command(
+        answer = await planes.command(
             self._node,
             spec.source,
             "commit",
@@ -285,6 +337,13 @@ class _Run:
             invalid=spec.invalidate,
             force=spec.force,
         )
+        statelog.read_copy(self._node, msgspec.convert(answer, controlclient.Status))
+
+
+def step_names(spec: Spec) -> list[str]:
+    """The steps in their order."""
+    made = ["create_source"] * spec.create_source + ["create_destination"] * spec.create_destination
+    return ["journal", *made, "first", "second", "greet", "ready"]
 
 
 def step_label(node: Node, spec: Spec, step: str) -> str:
@@ -398,7 +457,7 @@ async def _undo_destination(node: Node, spec: Spec, cut: bool) -> list[str]:
     if "create_destination" not in begun and connect not in begun:
         return []  # the peer has never been asked for anything
     body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
-    answer = await peers.call(node, spec.peer, "pair.undo", body, node.cfg.timeouts.control_s)
+    answer = await pairsteps.ask(node, spec.operation, spec.peer, "pair.undo", body, node.cfg.timeouts.control_s)
     return msgspec.convert(answer.get("undone", []), list[str])
 
 
@@ -410,7 +469,7 @@ async def finish(node: Node, spec: Spec) -> None:
     try:
         async with node.locks[spec.source]:
             await planes.bring(node, spec.source)
-        await peers.call(node, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
+        await pairsteps.ask(node, spec.operation, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
     except PathctlError as error:
         node.db.set_note(spec.operation, f"ready, but not yet recorded as such by both hosts: {error.message}")
         log.warning("pair %s is ready; %s", spec.pair, error.message)

@@ -1,4 +1,4 @@
-"""pairs - the verbs about pairs: which pair is meant, who has to do it, and what is shown of it.
+"""pairs - the verbs about pairs: who has to do it, and what is answered.
 
 The source's daemon does the work; asked at the destination's, the verb is forwarded there with the names translated.
 """
@@ -10,83 +10,31 @@ from typing import Any, Literal
 
 import msgspec
 
-from pathctl import config, controlclient, db, errors, paircreate, pairdelete, pairstate, peers, planes, volumes
+from pathctl import (
+    actor,
+    config,
+    copyrate,
+    db,
+    errors,
+    paircreate,
+    pairdelete,
+    pairstate,
+    pairview,
+    peers,
+    planes,
+    volumes,
+)
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
+from pathctl.pairview import Forward, Half, Which
 
-MIN_PREFIX = 4
 MEET_LIMIT_S = 2.0
 MEET_LOOK_S = 0.02
-
-
-class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A pair by its local volume's name or a unique prefix of its UUID."""
-
-    pair: str
 
 
 class Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pair: str
     copy_rate_bytes_s: int | None = None
-
-
-class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    verb: str
-    body: dict[str, Any]
-
-
-class Half(msgspec.Struct, frozen=True):
-    """A pair as this host knows it: by its connection, by an open operation, or by both."""
-
-    pair: str
-    volume: str
-    side: db.Side
-    peer: str
-    peer_volume: str
-    row: db.Connection | None
-    entry: db.Entry | None
-
-    @property
-    def busy(self) -> Literal["creating", "deleting"] | None:
-        if (self.entry is not None and self.entry.verb == "pair.delete") or (
-            self.row is not None and self.row.state == "deleting"
-        ):
-            return "deleting"
-        if self.entry is not None and self.entry.state != "committed":
-            return "creating"
-        return None
-
-
-def halves(node: Node) -> list[Half]:
-    entries = {entry.pair: entry for entry in node.db.journal()}
-    found = [
-        Half(row.pair, row.volume, row.side, row.peer, row.peer_volume, row, entries.pop(row.pair, None))
-        for row in node.db.connections()
-    ]
-    for entry in entries.values():
-        side: db.Side = "source" if entry.role == "coordinator" else "destination"
-        found.append(Half(entry.pair, entry.volume, side, entry.peer, entry.peer_volume, None, entry))
-    return sorted(found, key=lambda half: half.volume)
-
-
-def find(node: Node, name: str) -> Half:
-    """The pair that is meant by a local volume's name or by a unique UUID prefix."""
-    known = halves(node)
-    for half in known:
-        if half.volume == name:
-            return half
-    uuid = name.lower()
-    matching = [half for half in known if half.pair.startswith(uuid)]
-    if matching and len(uuid) < MIN_PREFIX:
-        raise errors.usage(f"{name!r} is too little of a pair's UUID; give at least {MIN_PREFIX} digits of it")
-    if len(matching) > 1:
-        raise errors.usage(f"{name} is the beginning of {len(matching)} pairs; give more of the UUID")
-    if matching:
-        return matching[0]
-    outcome = node.db.outcome(uuid)
-    if outcome is not None:
-        raise errors.not_found(f"pair {name} has ended here ({outcome})")
-    raise errors.not_found(f"no pair here is called {name}; give a local volume's name or the pair's UUID")
 
 
 # creating
@@ -113,8 +61,7 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
             if error.sent:
                 raise
             raise paircreate.unchanged(error) from error
-        answer["pair"]["side"] = "destination"
-        return answer
+        return _answered(node, source_host, answer)
     created = await paircreate.create(node, body, source, destination_host, destination)
     if not created.steps and body.copy_rate_bytes_s is not None:
         await set_values(node, Set(created.pair, body.copy_rate_bytes_s))
@@ -129,7 +76,7 @@ async def _shown_settled(node: Node, pair: str) -> dict[str, Any]:
     """
     deadline = asyncio.get_running_loop().time() + MEET_LIMIT_S
     while True:
-        shown = await _shown(node, find(node, pair))
+        shown = await _shown(node, pairview.find(node, pair))
         if shown["state"] != pairstate.State.PARTITIONED or asyncio.get_running_loop().time() > deadline:
             return shown
         await asyncio.sleep(MEET_LOOK_S)
@@ -164,7 +111,7 @@ async def resume(node: Node, body: Which) -> dict[str, Any]:
 
 
 async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "suspended"]) -> dict[str, Any]:
-    half = find(node, body.pair)
+    half = pairview.find(node, body.pair)
     if half.side == "destination":
         return await _forward_pair(node, half, verb, msgspec.structs.replace(body, pair=half.pair))
     async with node.locks[half.volume]:
@@ -178,7 +125,7 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
 
 async def set_values(node: Node, body: Set) -> dict[str, Any]:
     config.check_rate(body.copy_rate_bytes_s)
-    half = find(node, body.pair)
+    half = pairview.find(node, body.pair)
     if half.side == "destination":
         return await _forward_pair(node, half, "pair.set", msgspec.structs.replace(body, pair=half.pair))
     async with node.locks[half.volume]:
@@ -186,8 +133,9 @@ async def set_values(node: Node, body: Set) -> dict[str, Any]:
         node.db.set_copy_rate(row.pair, body.copy_rate_bytes_s)
         with _reconciled(node, row.volume):
             await planes.settle(node, row.volume)
-            await planes.command(node, row.volume, "set", copy_rate_bytes_s=body.copy_rate_bytes_s)
-    return {"pair": await _shown(node, find(node, half.pair))}
+            share = copyrate.wanted(node, row.pair, body.copy_rate_bytes_s)
+            await planes.command(node, row.volume, "set", copy_rate_bytes_s=share)
+    return {"pair": await _shown(node, pairview.find(node, half.pair))}
 
 
 @contextlib.contextmanager
@@ -208,7 +156,7 @@ def _settled_row(node: Node, half: Half) -> db.Connection:
 
 
 async def delete(node: Node, body: pairdelete.Delete) -> dict[str, Any]:
-    half = find(node, body.pair)
+    half = pairview.find(node, body.pair)
     shown = await _shown(node, half)
     shown["state"], shown["ready"], shown["direction"] = pairstate.State.DELETING.value, False, None
     if body.half:
@@ -241,9 +189,11 @@ async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Dele
 
 
 async def _forward_pair(node: Node, half: Half, verb: str, body: msgspec.Struct) -> dict[str, Any]:
-    answer = await _forward(node, half.peer, verb, body, node.cfg.timeouts.verb_s)
-    answer["pair"]["side"] = half.side
-    return answer
+    return _answered(node, half.peer, await _forward(node, half.peer, verb, body, node.cfg.timeouts.verb_s))
+
+
+def _answered(node: Node, peer: str, answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "pair": pairview.take_answer(node, peer, answer["pair"])} if "pair" in answer else answer
 
 
 async def _forward(node: Node, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
@@ -260,6 +210,7 @@ async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:
     except msgspec.ValidationError as error:
         raise errors.usage(f"{body.verb}: {error}") from error
     _check_forwarded(node, peer, inner)
+    actor.why.set(body.verb)
     return await handler(node, inner)
 
 
@@ -269,7 +220,7 @@ def _check_forwarded(node: Node, peer: str, body: Any) -> None:
         if not body.destination.startswith(f"{peer}:") or config.split_volume(body.source)[0] is not None:
             raise errors.refused(f"host {peer} asked for a pair that is not between it and this host")
         return
-    half = find(node, body.pair)
+    half = pairview.find(node, body.pair)
     if half.peer != peer or half.side != "source":
         raise errors.refused(f"pair {half.pair} is not one with its source here and its destination at {peer}")
 
@@ -278,7 +229,7 @@ def _check_forwarded(node: Node, peer: str, body: Any) -> None:
 
 
 async def show(node: Node, body: Which) -> dict[str, Any]:
-    return {"pair": await _shown(node, find(node, body.pair))}
+    return {"pair": await _shown(node, pairview.find(node, body.pair))}
 
 
 async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:
@@ -286,99 +237,13 @@ async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:
 
 
 async def show_all(node: Node) -> list[dict[str, Any]]:
-    return list(await asyncio.gather(*(_shown(node, half) for half in halves(node))))
+    return pairview.as_json(await pairview.look_all(node, pairview.halves(node)))
 
 
 async def _shown(node: Node, half: Half) -> dict[str, Any]:
-    """P of the API.  The source knows; the destination asks it, and says so when it does not answer."""
-    if half.side == "source":
-        return await _shown_at_source(node, half)
-    try:
-        answer = await _forward(node, half.peer, "pair.show", Which(half.pair), node.cfg.timeouts.status_s)
-    except PathctlError as error:
-        return await _shown_alone(node, half, error)
-    return {**answer["pair"], "side": "destination"}
-
-
-async def _shown_at_source(node: Node, half: Half) -> dict[str, Any]:
-    found = await planes.look(node, half.volume)
-    status = found.status
-    is_known = status is not None and status.pair == half.pair
-    facts = _facts(half, status if is_known else None)
-    reason = half.entry.note if half.entry else None
-    if half.busy is None and status is not None:
-        reason = status.copy_error if status.session else status.link_error
-    if found.failed or (half.busy is None and not is_known):
-        reason = found.failed or f"the volume's metadata names pair {status.pair if status else None}"
-    return _as_json(node, half, facts, status if is_known else None, reason)
-
-
-def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:
-    if status is None:
-        return pairstate.Facts(journal=half.busy, answers=False)
-    return pairstate.Facts(
-        journal=half.busy,
-        answers=True,
-        ready=status.ready,
-        session=status.session is not None,
-        refused=status.link == "refused",
-        invalid=status.invalid,
-        owed=status.owed,
-        complete=status.complete,
-    )
-
-
-async def _shown_alone(node: Node, half: Half, error: PathctlError) -> dict[str, Any]:
-    """At a destination whose source's daemon does not answer: only what is known here, and no claim about progress."""
-    found = await planes.look(node, half.volume)
-    facts = pairstate.Facts(journal=half.busy, answers=False)
-    if error.code == ErrorCode.NOT_FOUND:
-        reason = f"host {half.peer} has no such pair any more; delete this half with `pathctl pair delete`"
-    else:
-        reason = f"the source's pathctld was not heard ({error.message})"
-        if found.status is not None and found.status.session is not None:
-            reason += "; its data connection is up"
-    return _as_json(node, half, facts, None, reason)
-
-
-def _as_json(
-    node: Node, half: Half, facts: pairstate.Facts, status: controlclient.Status | None, reason: str | None
-) -> dict[str, Any]:
-    """P of the API; `status` is the source's, and without it what only that knows is null."""
-    volume = node.db.volume(half.volume)
-    ours = {"host": node.host().name, "volume": half.volume}
-    theirs = {"host": half.peer, "volume": half.peer_volume}
-    counters = status.counters if status else {}
-    return {
-        "pair": half.pair,
-        "state": pairstate.state(facts).value,
-        "direction": pairstate.direction(facts),
-        "reason": reason,
-        "side": half.side,
-        "source": ours if half.side == "source" else theirs,
-        "destination": theirs if half.side == "source" else ours,
-        "invalidated": half.row.invalidated if half.row else _invalidated(half),
-        "ready": status.ready if status else None,
-        "committed": status.committed if status else None,
-        "size": volume.size if volume else 0,
-        "track_size": volume.track_size if volume else 0,
-        "tracks": -(-volume.size // volume.track_size) if volume else 0,
-        "invalid": status.invalid if status else None,
-        "owed": status.owed if status else None,
-        "waiting": status.waiting if status else None,
-        "copy_rate_bytes_s": half.row.copy_rate_bytes_s if half.row and status else None,
-        "copied_bytes": counters.get("copied_bytes", 0) if status else None,
-        "fetched_tracks": counters.get("fetched_tracks", 0) if status else None,
-        "copied_tracks": counters.get("copied_tracks", 0) if status else None,
-        "counters": counters,
-        "session": status.session if status else None,
-    }
-
-
-def _invalidated(half: Half) -> db.Side | None:
-    if half.entry is None or half.entry.role != "coordinator" or half.entry.verb != "pair.create":
-        return None
-    return paircreate.spec_of(half.entry).invalidate
+    """P of the API."""
+    (found,) = pairview.as_json([await pairview.look(node, half)])
+    return found
 
 
 async def connections(node: Node, body: msgspec.Struct) -> dict[str, Any]:

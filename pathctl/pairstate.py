@@ -19,6 +19,7 @@ class State(enum.StrEnum):
     SYNCHRONIZED = "Synchronized"
 
 
+Name = Literal["Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting"]
 Direction = Literal["to_source", "to_destination"]
 
 
@@ -46,6 +47,11 @@ def state(facts: Facts) -> State:
         return State.REFUSED if facts.refused else State.PARTITIONED
     synchronized = facts.complete and facts.invalid == facts.owed == 0
     return State.SYNCHRONIZED if synchronized else State.SYNC_IN_PROG
+
+
+def name(facts: Facts) -> Name:
+    """The state as it stands in answers."""
+    return state(facts).value
 
 
 def direction(facts: Facts) -> Direction | None:

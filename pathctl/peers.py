@@ -12,12 +12,13 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from pathctl import config, db, errors, pki, protocol
+from pathctl import channels, config, db, errors, pki, protocol, reach
 from pathctl.errors import ErrorCode
 from pathctl.node import Node
 
 ANSWER_LIMIT = 1 << 20
 LISTEN_LIMIT_S = 5.0
+LOOKS = ("ping", "pairs.look", "volume.look", "pair.outcome")  # change nothing: sent on kept connections
 WRONG_TIME = {9: "not yet valid", 10: "expired"}  # openssl/x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
 
 
@@ -135,7 +136,8 @@ async def join(node: Node, body: Join) -> dict[str, Any]:
         raise errors.refused("the host that answered showed another certificate than the token names; make a new token")
     peer = db.Peer(token.name, token.address, token.port, found.certificate)
     enrol(node, peer)
-    return {"peer": peer_json(peer, True)}
+    reach.heard(node, peer.name)
+    return {"peer": peer_json(node, peer)}
 
 
 async def _hear_version(node: Node, token: pki.Token, pin: aiohttp.Fingerprint) -> None:
@@ -149,27 +151,28 @@ async def _hear_version(node: Node, token: pki.Token, pin: aiohttp.Fingerprint) 
 
 
 async def list_all(node: Node, body: Nothing) -> dict[str, Any]:
-    peers = node.db.peers()
-    reachable = await asyncio.gather(*(_is_reachable(node, peer) for peer in peers))
-    return {"peers": [peer_json(peer, found) for peer, found in zip(peers, reachable, strict=True)]}
+    """Asks each of them."""
+    await asyncio.gather(*(ping(node, peer.name) for peer in node.db.peers()))
+    return list_known(node)
 
 
-def peer_json(peer: db.Peer, reachable: bool | None) -> dict[str, Any]:
+def list_known(node: Node) -> dict[str, Any]:
+    """As they were when they were last asked or heard; waits for none."""
+    return {"peers": [peer_json(node, peer) for peer in node.db.peers()]}
+
+
+def peer_json(node: Node, peer: db.Peer) -> dict[str, Any]:
+    known = node.reach.get(peer.name)
     return {
         "name": peer.name,
         "address": peer.address,
         "port": peer.port,
         "fingerprint": pki.fingerprint(peer.certificate),
-        "reachable": reachable,
+        "reachable": known.is_reachable if known else None,
+        "protocol": node.protocols.get(peer.name),
+        "clock_skew_s": known.clock_skew_s if known else None,
+        "note": known.note if known else None,
     }
-
-
-async def _is_reachable(node: Node, peer: db.Peer) -> bool:
-    try:
-        await call(node, peer.name, "ping", Nothing(), node.cfg.timeouts.status_s)
-    except errors.PathctlError:
-        return False
-    return True
 
 
 # what a joining host asks of us
@@ -210,8 +213,51 @@ async def call(node: Node, name: str, verb: str, body: msgspec.Struct, limit_s: 
         protocol.require(name, await version(node, name), protocol.SINCE[verb], f"`{verb}`")
     elif verb != "ping" and protocol.spoken().oldest > 1:
         await version(node, name)  # a host of version 1 would carry it out without looking
+    try:
+        answer = await (_look if verb in LOOKS else _command)(node, peer, verb, body, limit_s)
+    except errors.NoAnswer as error:
+        if verb in LOOKS or not error.sent:
+            reach.unheard(node, name, error)
+        raise
+    except errors.PathctlError:
+        reach.heard(node, name)
+        raise
+    reach.heard(node, name)
+    return answer
+
+
+async def _command(node: Node, peer: db.Peer, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
     context = pki.client_context(node.cfg, peer.certificate)
-    return await _post(node, name, peer.address, peer.port, context, verb, body, limit_s)
+    return await _post(node, peer.name, peer.address, peer.port, context, verb, body, limit_s)
+
+
+async def _look(node: Node, peer: db.Peer, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
+    """On the kept connections; once more on new ones when those turn out to be dead."""
+    for is_last in (False, True):
+        session = await channels.get(node, peer)
+        try:
+            return await _send(node, peer.name, peer.address, peer.port, session, verb, body, limit_s)
+        except errors.NoAnswer as error:
+            await channels.drop(node, peer.name)
+            if is_last or not isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+                raise
+            if isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                raise
+    raise AssertionError("the last turn returns or raises")
+
+
+async def ping(node: Node, name: str) -> None:
+    """Ask a peer whether it is there; what comes of it is in `node.reach`."""
+    asked = time.time()
+    try:
+        answer = await call(node, name, "ping", Nothing(), node.cfg.timeouts.status_s)
+    except errors.PathctlError as error:
+        if not isinstance(error, errors.NoAnswer):
+            node.reach[name] = msgspec.structs.replace(node.reach[name], note=error.message)
+        return
+    their_time = answer.get("time")
+    if isinstance(their_time, float):
+        reach.note_clock(node, name, their_time, asked, time.time())
 
 
 async def version(node: Node, name: str) -> int:
@@ -231,16 +277,26 @@ async def _post(
     body: msgspec.Struct,
     limit_s: float,
 ) -> dict[str, Any]:
+    """On a connection of its own."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
+        return await _send(node, name, address, port, session, verb, body, limit_s)
+
+
+async def _send(
+    node: Node,
+    name: str,
+    address: str,
+    port: int,
+    session: aiohttp.ClientSession,
+    verb: str,
+    body: msgspec.Struct,
+    limit_s: float,
+) -> dict[str, Any]:
     url = f"https://{f'[{address}]' if ':' in address else address}:{port}/v1/peer/{verb}"
     limits = aiohttp.ClientTimeout(total=limit_s, sock_connect=min(limit_s, node.cfg.timeouts.peer_connect_s))
+    raw, headers = msgspec.json.encode(body), protocol.headers()
     try:
-        connector = aiohttp.TCPConnector(ssl=trusted)
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=limits) as session,
-            session.post(
-                url, data=msgspec.json.encode(body), headers=protocol.headers(), allow_redirects=False
-            ) as response,
-        ):
+        async with session.post(url, data=raw, headers=headers, timeout=limits, allow_redirects=False) as response:
             answer = await _read(response)
             theirs = protocol.parse(response.headers.get(protocol.HEADER))
             node.protocols[name] = protocol.agree(f"host {name}", theirs)

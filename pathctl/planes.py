@@ -8,12 +8,13 @@ import asyncio
 import os
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pathctl import backings, controlclient, db, errors, nbdkitcmd
+from pathctl import backings, controlclient, copyrate, db, errors, nbdkitcmd
 from pathctl.node import Node
 
 FORMAT_LIMIT_S = 120.0
@@ -72,7 +73,7 @@ async def bring(node: Node, volume: str) -> None:
     if found.pair != row.pair:
         raise errors.internal(f"volume {volume} says it is in pair {found.pair}, its row says {row.pair}; delete it")
     await link(node, row)
-    await command(node, volume, "set", copy_rate_bytes_s=row.copy_rate_bytes_s)
+    await command(node, volume, "set", copy_rate_bytes_s=copyrate.wanted(node, row.pair, row.copy_rate_bytes_s))
     wants_ready = row.state == "ready"
     if found.ready != wants_ready:
         op = "resume" if wants_ready else "suspend"
@@ -94,8 +95,8 @@ async def link(node: Node, row: db.Connection) -> None:
     )
 
 
-async def command(node: Node, volume: str, op: str, **fields: object) -> None:
-    await controlclient.call(node.cfg.control_socket(volume), op, node.cfg.timeouts.control_s, **fields)
+async def command(node: Node, volume: str, op: str, **fields: object) -> Mapping[str, Any]:
+    return await controlclient.call(node.cfg.control_socket(volume), op, node.cfg.timeouts.control_s, **fields)
 
 
 async def status(node: Node, volume: str) -> controlclient.Status:

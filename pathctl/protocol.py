@@ -21,7 +21,7 @@ from pathctl import errors
 
 HEADER = "Pathctl-Protocol"
 
-SINCE = {"peer.moved": 2, "pair.check": 2}  # verbs between hosts that version 1 does not know
+SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2}  # verbs between hosts that version 1 does not know
 DRY_RUN = 2  # the version from which a forwarded verb may be a dry run
 
 
