@@ -1,9 +1,9 @@
 """api - the two doors of pathctld: the Unix socket for this host's users, the TLS port for its peers.
 
-POST /v1/VERB and /v1/peer/VERB with a JSON object, a JSON object back.  Every body is validated by its verb's struct
-here, every error becomes an answer here, and nowhere else.  A verb runs as a task of its own: a client that goes away
-does not cut it off.  On the TLS port the caller's certificate is compared with the enrolled ones in each request;
-without one, only `join` is open.
+POST /v1/VERB and /v1/peer/VERB with a JSON object, a JSON object back; on the Unix socket GET /metrics too.  Every body
+is validated by its verb's struct here, every error becomes an answer here, and nowhere else.  A verb runs as a task of
+its own: a client that goes away does not cut it off.  On the TLS port the caller's certificate is compared with the
+enrolled ones in each request; without one, only `join` is open.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from pathctl import errors, pairs, pairsteps, pairview, peers, pki, planes, protocol, volumes
+from pathctl import errors, metrics, pairs, pairsteps, pairview, peers, pki, planes, protocol, settings, volumes
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 
@@ -44,6 +44,13 @@ async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
     return {"host": peers.host_json(node), **peers.list_known(node), "volumes": found_volumes, "pairs": found_pairs}
 
 
+async def config_show(node: Node, body: peers.Nothing) -> dict[str, Any]:
+    """The settings as they were when pathctld started: those that hold."""
+    file = node.cfg.settings_file
+    found = settings.describe(node.cfg.settings, node.cfg.lines, file)
+    return {"file": str(file), "settings": msgspec.to_builtins(found)}
+
+
 async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
     """End everything of this host: devices, nbdkit processes, pathctld.  The rows stay for the next start."""
     for row in node.db.volumes():
@@ -67,6 +74,7 @@ async def ping(node: Node, peer: str, body: peers.Nothing) -> dict[str, Any]:
 USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
     "host.init": (peers.Init, peers.init),
     "host.shutdown": (peers.Nothing, shutdown),
+    "config.show": (peers.Nothing, config_show),
     "peer.invite": (peers.Nothing, peers.invite),
     "peer.join": (peers.Join, peers.join),
     "peer.list": (peers.Nothing, peers.list_all),
@@ -105,6 +113,7 @@ def user_app(node: Node) -> web.Application:
         return await _answer(node, request, lambda verb, raw: _user_call(node, verb, raw))
 
     app.router.add_post("/v1/{verb}", handle)
+    metrics.add_route(app, node)
     return app
 
 

@@ -21,7 +21,7 @@ from typing import IO
 import aiohttp
 from aiohttp import web
 
-from pathctl import api, config, db, errors, logs, pairrecover, peers, pki, planes, process, supervise, volumes
+from pathctl import api, config, db, errors, logs, metrics, pairrecover, peers, pki, planes, process, supervise, volumes
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 from pathctl.node import Node
 
@@ -167,6 +167,7 @@ async def _run(
             ("peers", _serve_peers(node)),
             ("start", _bring_up(node)),
             ("recover", pairrecover.run(node)),
+            ("metrics", metrics.serve(node)),
             ("logs", logs.keep_bounded(cfg.state / "log", cfg.settings.log.volume_bytes)),
         ):
             tasks.create_task(_root(node, name, work), name=name)
