@@ -393,7 +393,7 @@ async def show_one(node: Node, name: str) -> dict[str, Any]:
     return await _shown(node, node.volume(name))
 
 
-def _device_failure(row: db.Volume) -> str | None:
+def device_failure(row: db.Volume) -> str | None:
     known = device(row)
     if known is None or devices.is_alive(known):
         return None
@@ -421,6 +421,6 @@ async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
         "clients": facts.clients if facts else 0,
         "invalid": facts.invalid if facts else 0,
         "incomplete": facts.incomplete if facts else False,
-        "failed": found.failed or _device_failure(row),
+        "failed": found.failed or device_failure(row),
         "counters": facts.counters if facts else {},
     }
