@@ -7,9 +7,13 @@ enrolled ones in each request; without one, only `join` is open.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import pwd
+import socket
 import ssl
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,7 +21,22 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from pathctl import errors, metrics, pairs, pairsteps, pairview, peers, pki, planes, protocol, settings, volumes
+from pathctl import (
+    actor,
+    errors,
+    events,
+    metrics,
+    pairs,
+    pairsteps,
+    pairview,
+    peers,
+    pki,
+    planes,
+    protocol,
+    reach,
+    settings,
+    volumes,
+)
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node
 
@@ -88,8 +107,27 @@ USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
     "pair.list": (peers.Nothing, pairs.list_all),
     "connection.list": (peers.Nothing, pairs.connections),
     "status": (peers.Nothing, status),
+    "events.list": (events.List, events.list_events),
+    "pair.why": (pairview.Which, events.explain),
     **pairs.VERBS,
 }
+
+# What changes nothing: that it failed is for its caller only.
+LOOKS = frozenset(
+    (
+        "config.show",
+        "connection.list",
+        "events.list",
+        "host.show",
+        "pair.list",
+        "pair.show",
+        "pair.why",
+        "peer.list",
+        "status",
+        "volume.list",
+        "volume.show",
+    )
+)
 
 PEER_VERBS: dict[str, tuple[type[msgspec.Struct], PeerHandler]] = {
     "ping": (peers.Nothing, ping),
@@ -110,6 +148,8 @@ def user_app(node: Node) -> web.Application:
     app = web.Application(client_max_size=BODY_LIMIT)
 
     async def handle(request: web.Request) -> web.Response:
+        actor.who.set(_user(request))
+        actor.why.set(request.match_info["verb"])
         return await _answer(node, request, lambda verb, raw: _user_call(node, verb, raw))
 
     app.router.add_post("/v1/{verb}", handle)
@@ -122,12 +162,15 @@ def peer_app(node: Node) -> web.Application:
 
     async def handle(request: web.Request) -> web.Response:
         caller = _caller(node, request)
+        actor.who.set(f"host {caller}" if caller else "a host that is not known")
+        actor.why.set(request.match_info["verb"])
         theirs = protocol.parse(request.headers.get(protocol.HEADER))
 
         def call(verb: str, raw: bytes) -> Answer:
             version = protocol.agree(f"host {caller}" if caller else "the host that calls", theirs)
             if caller is not None:
                 node.protocols[caller] = version
+                reach.asked_by(node, caller)
             return _peer_call(node, caller, verb, raw)
 
         answer = await _answer(node, request, call)
@@ -142,12 +185,48 @@ def _user_call(node: Node, verb: str, raw: bytes) -> Answer:
     if verb not in USER_VERBS:
         raise _no_verb(verb)
     kind, handler = USER_VERBS[verb]
-    return handler(node, _decode(verb, raw, kind))
+    body = _decode(verb, raw, kind)
+    return _told(node, verb, body, handler(node, body))
+
+
+async def _told(node: Node, verb: str, body: msgspec.Struct, work: Answer) -> dict[str, Any]:
+    """Record it when a command that would have changed something fails."""
+    try:
+        return await work
+    except PathctlError as error:
+        if verb not in LOOKS and not getattr(body, "dry_run", False):
+            message = f"`pathctl {verb.replace('.', ' ')}` failed: {error.message}"
+            volume, pair = _meant(node, body)
+            node.db.record("command.failed", message, volume=volume, pair=pair, after=error.code.value)
+        raise
+
+
+def _meant(node: Node, body: msgspec.Struct) -> tuple[str | None, str | None]:
+    """The volume and pair of this host that a command named, as far as they are known."""
+    name = getattr(body, "pair", None) or getattr(body, "volume", None) or getattr(body, "source", None)
+    with contextlib.suppress(PathctlError):
+        half = pairview.find(node, str(name or getattr(body, "name", "")))
+        return half.volume, half.pair
+    return (str(name) if node.db.volume(str(name)) is not None else None), None
+
+
+def _user(request: web.Request) -> str:
+    """`uid 0 (root)`: whose process is at the other end of the Unix socket."""
+    found = request.transport.get_extra_info("socket") if request.transport else None
+    if found is None:
+        return "a user who has gone"
+    _pid, uid, _gid = struct.unpack("3i", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return f"uid {uid} ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _peer_call(node: Node, caller: str | None, verb: str, raw: bytes) -> Answer:
     if verb == "join":
-        return peers.admit(node, _decode(verb, raw, peers.JoinSecret))
+        joining = _decode(verb, raw, peers.JoinSecret)
+        actor.who.set(f"host {joining.name}")
+        return peers.admit(node, joining)
     if caller is None:
         raise errors.refused("this host does not know the certificate that was shown; enrol with `pathctl peer join`")
     if verb not in PEER_VERBS or not protocol.knows(verb):

@@ -75,6 +75,7 @@ class Tracker:
     def __init__(self, name: Callable[[], str] = new_name) -> None:
         self._name = name
         self._states: dict[str, State] = {}
+        self._is_fresh = False  # there is a copy that was not dumped since it ended
 
     def read(self, pair: str, reading: Reading) -> shapes.Progress | None:
         """Take a reading in; -> where the copy is now, None when there is nothing to tell of one."""
@@ -85,6 +86,7 @@ class Tracker:
             _advance(state, reading, self._name)
         if state.is_over and state.last.left and state.last.is_up:
             _begin(state, self._name(), 0, 0)
+        self._is_fresh |= not state.is_over
         _conclude(state)
         _keep_point(state)
         return _progress(state)
@@ -94,11 +96,17 @@ class Tracker:
         state = self._states.get(pair)
         return None if state is None else _progress(state)
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a copy is under way, or has ended since the last `dump`."""
+        return self._is_fresh or any(not state.is_over for state in self._states.values())
+
     def forget_others(self, pairs: set[str]) -> None:
         for pair in self._states.keys() - pairs:
             del self._states[pair]
 
     def dump(self) -> bytes:
+        self._is_fresh = False
         return msgspec.json.encode(self._states)
 
     def load(self, raw: bytes, now: float) -> bool:

@@ -21,7 +21,22 @@ from typing import IO
 import aiohttp
 from aiohttp import web
 
-from pathctl import api, config, db, errors, logs, metrics, pairrecover, peers, pki, planes, process, supervise, volumes
+from pathctl import (
+    api,
+    config,
+    db,
+    errors,
+    logs,
+    metrics,
+    observe,
+    pairrecover,
+    peers,
+    pki,
+    planes,
+    process,
+    supervise,
+    volumes,
+)
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 from pathctl.node import Node
 
@@ -127,6 +142,8 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     stopped = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if serving:
+            database.record("daemon.stopped", f"pathctld {os.getpid()} ends; volumes and devices go on without it")
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             failure = await running
@@ -156,22 +173,30 @@ async def _run(
         supervisor = supervise.Supervisor(cfg, tasks)
         node = Node(cfg, database, supervisor, tasks, stopping=stopping)
         supervisor.started = functools.partial(planes.bring_started, node)
+        supervisor.tell = functools.partial(_record_process, database)
         pki.ensure_priority(cfg)
         await _adopt(node)
         if not serving:
             return await _shut_down(node)
         if database.host() is not None:
             node.named.set()
+        database.on_event = functools.partial(observe.on_event, node)
+        database.record("daemon.started", f"pathctld {os.getpid()} was started")
         for name, work in (
             ("api", _serve_users(node)),
             ("peers", _serve_peers(node)),
             ("start", _bring_up(node)),
             ("recover", pairrecover.run(node)),
             ("metrics", metrics.serve(node)),
+            ("observe", observe.run(node)),
             ("logs", logs.keep_bounded(cfg.state / "log", cfg.settings.log.volume_bytes)),
         ):
             tasks.create_task(_root(node, name, work), name=name)
     return None
+
+
+def _record_process(database: db.Database, kind: str, volume: str, message: str) -> None:
+    database.record(kind, message, volume=volume)
 
 
 async def _shut_down(node: Node) -> PathctlError | None:

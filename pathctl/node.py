@@ -96,6 +96,8 @@ class Node:
     ping_now: asyncio.Event = field(default_factory=asyncio.Event)
     channels: dict[str, Channel] = field(default_factory=dict)  # by peer
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when an event was recorded
+    followers: int = 0  # that wait for it
+    dead_devices: set[str] = field(default_factory=set)  # volumes whose block device is known to be dead
 
     def host(self) -> Host:
         found = self.db.host()

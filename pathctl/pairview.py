@@ -175,6 +175,12 @@ def _noted(node: Node, half: Half, sample: Sample, number: int, told: statelog.T
     return sample
 
 
+def note_busy(node: Node, half: Half) -> None:
+    """Record what follows from the rows alone: that the pair is being created or deleted."""
+    facts = pairstate.Facts(journal=half.busy, answers=False)
+    statelog.note(node, _as_pair(node, half, facts, None, None), next(_looks))
+
+
 # from the destination
 
 

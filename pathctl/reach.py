@@ -12,6 +12,8 @@ from pathctl import actor, errors
 from pathctl.errors import ErrorCode, NoAnswer
 from pathctl.node import Node, Reach
 
+ASK_AGAIN_S = 1.0  # after it did not answer, for somebody who wants to know
+
 
 def heard(node: Node, name: str) -> None:
     """It has answered."""
@@ -69,5 +71,6 @@ def why_away(node: Node, name: str) -> NoAnswer | None:
     known = node.reach.get(name)
     if known is None or known.is_reachable:
         return None
-    node.ping_now.set()
+    if time.time() - known.at > ASK_AGAIN_S:
+        node.ping_now.set()
     return NoAnswer(ErrorCode.UNREACHABLE, known.note or f"host {name} does not answer", sent=False)

@@ -8,6 +8,7 @@ Stopping is drain, SIGKILL, wait: nbdkit's own SIGTERM waits for clients and nev
 
 import asyncio
 import contextlib
+import contextvars
 import importlib.util
 import logging
 import os
@@ -30,17 +31,20 @@ LONGEST_LOOK_S = 0.01  # a start takes a tenth of a second: a longer look would 
 
 # Must not be waited for by anybody who holds the volume's lock, which it takes: `running` waits for the process only.
 Started = Callable[[str], Awaitable[None]]
+Tell = Callable[[str, str, str], None]  # kind of event, volume, sentence
 
 
 class Keeper:
     """One volume's listening socket and process.  While `is_ready`, the process answers and holds that socket."""
 
-    def __init__(self, cfg: config.Config, plane: nbdkitcmd.Plane, started: Started) -> None:
+    def __init__(self, cfg: config.Config, plane: nbdkitcmd.Plane, started: Started, tell: Tell) -> None:
         self.plane = plane
         self.failure: str | None = None
         self.is_ready = False
         self._cfg = cfg
         self._started = started
+        self._tell = tell
+        self._is_cut = False  # its end was asked for
         self._listener: socket.socket | None = None
         self._process: process.Process | None = None
         self._changed = asyncio.Condition()
@@ -62,6 +66,8 @@ class Keeper:
             try:
                 await self._run_once()
             except errors.PathctlError as error:
+                if error.message != self.failure:
+                    self._tell("process.failed", self.plane.volume, error.message)
                 await self._say(ready=False, failure=error.message)
                 log.warning("nbdkit of volume %s does not run: %s", self.plane.volume, error.message, extra=self._about)
             lived_well = asyncio.get_running_loop().time() - since > LIVED_WELL_S
@@ -73,12 +79,16 @@ class Keeper:
         """Start the process unless it runs, and wait until it has ended."""
         if self._process is None:
             await self._start()
+            self._tell_own("process.started", f"was started as {self.pid}")
         assert self._process is not None
         await self._say(ready=True, failure=None)
         async with asyncio.TaskGroup() as both:
             bring = both.create_task(self._bring())
             await self._process.ended()
             bring.cancel()
+        if not self._is_cut:
+            self._tell_own("process.ended", f"{self.pid} has ended and is started again; see {self.plane.log}")
+        self._is_cut = False
         self._process.close()
         self._process = None
         await self._say(ready=False, failure=None)
@@ -88,6 +98,9 @@ class Keeper:
             self.plane.log,
             extra=self._about,
         )
+
+    def _tell_own(self, kind: str, what: str) -> None:
+        self._tell(kind, self.plane.volume, f"nbdkit of volume {self.plane.volume} {what}")
 
     async def _bring(self) -> None:
         """Until cancelled, which the process's end does: tell it what its rows want, again until that succeeds."""
@@ -196,7 +209,7 @@ class Keeper:
     def kill(self) -> None:
         """Let it be started anew: whatever it was doing is cut off."""
         if self._process is not None:
-            self.is_ready, self.failure = False, None
+            self.is_ready, self.failure, self._is_cut = False, None, True
             self._process.kill()
 
 
@@ -209,6 +222,7 @@ class Supervisor:
         self._keepers: dict[str, Keeper] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self.started: Started = _nothing  # called, until it succeeds, for each process started or adopted
+        self.tell: Tell = _tell_nobody
         self.is_closing = False  # nothing is started any more
 
     def get(self, volume: str) -> Keeper | None:
@@ -226,17 +240,24 @@ class Supervisor:
             await self.stop(plane.volume)
             keeper = None
         if keeper is None:
-            keeper = self._keep(Keeper(self._cfg, plane, self._call_started))
+            keeper = self._keep(Keeper(self._cfg, plane, self._call_started, self._call_tell))
         await keeper.running()
 
     def _keep(self, keeper: Keeper) -> Keeper:
         name = keeper.plane.volume
         self._keepers[name] = keeper
-        self._running[name] = self._tasks.create_task(_root(keeper), name=f"keeper {name}")
+        self._running[name] = self._tasks.create_task(
+            _root(keeper),
+            name=f"keeper {name}",
+            context=contextvars.Context(),  # what it does is not on behalf of whose command made it
+        )
         return keeper
 
     async def _call_started(self, volume: str) -> None:
         await self.started(volume)
+
+    def _call_tell(self, kind: str, volume: str, message: str) -> None:
+        self.tell(kind, volume, message)
 
     async def adopt(self, plane: nbdkitcmd.Plane, pids: list[int]) -> None:
         """Take back the process that an earlier pathctld started; what cannot be taken back is killed."""
@@ -250,7 +271,7 @@ class Supervisor:
                 await running.kill_and_wait(KILL_LIMIT_S)
                 running.close()
                 continue
-            keeper = Keeper(self._cfg, plane, self._call_started)
+            keeper = Keeper(self._cfg, plane, self._call_started, self._call_tell)
             keeper.adopt(running, listener)
             self._keep(keeper)
 
@@ -313,6 +334,10 @@ def _remove(path: str) -> None:
 
 
 async def _nothing(volume: str) -> None:
+    pass
+
+
+def _tell_nobody(kind: str, volume: str, message: str) -> None:
     pass
 
 
