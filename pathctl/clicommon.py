@@ -133,12 +133,11 @@ def call(verb: str, **fields: Any) -> Answer:
     """pathctld's answer to one verb; raises PathctlError."""
     from pathctl import client
 
-    if verb in _LOOKS:
-        signals.say("interrupted; nothing was changed")
-    else:
-        signals.say(f"interrupted, but pathctld goes on with {verb}: look with `pathctl status`")
+    changes = verb not in _LOOKS and not fields.get("dry_run")
+    nothing = "interrupted; nothing was changed"
+    signals.say(f"interrupted, but pathctld goes on with {verb}: look with `pathctl status`" if changes else nothing)
     answer = client.call(root(), verb, **fields)
-    signals.say("interrupted; what was asked is done" if verb not in _LOOKS else "interrupted; nothing was changed")
+    signals.say("interrupted; what was asked is done" if changes else nothing)
     return answer
 
 
@@ -200,10 +199,7 @@ def _agree(loses: list[str]) -> None:
         raise errors.refused(f"{what}; nothing was changed: look with --dry-run, then repeat with --yes")
     for sentence in loses:
         print(show.clean(sentence), file=sys.stderr)
-    try:
-        is_agreed = click.confirm("Go on?", default=False, err=True)
-    except click.Abort:  # end of input
-        print(file=sys.stderr)
-        is_agreed = False
-    if not is_agreed:
+    print("Go on? [y/N]: ", end="", file=sys.stderr, flush=True)
+    signals.wait_readable(sys.stdin.fileno())
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise errors.refused("not agreed to: nothing was changed")

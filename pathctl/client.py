@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from pathctl import errors
+from pathctl import errors, signals
 
 VERB_LIMIT_S = 330.0  # pathctld itself ends every verb before that
 CONNECT_LIMIT_S = 5.0
@@ -45,6 +45,7 @@ def _ask(root: Path, verb: str, limit_s: float, method: str, path: str, sent: st
     connection = _UnixConnection(socket_path(root), limit_s)
     try:
         connection.request(method, path, sent, {"Content-Type": "application/json"} if sent else {})
+        signals.wait_readable(connection.sock.fileno(), limit_s)
         response = connection.getresponse()
         return response.status, response.read()
     except TimeoutError:

@@ -1,5 +1,6 @@
 """clievents - what has happened and why things are as they are: events, why."""
 
+import datetime
 import time
 from typing import Any
 
@@ -17,8 +18,6 @@ class Since(click.ParamType[float]):
     name = "since"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        import datetime
-
         text = str(value)
         try:
             return time.time() - units.parse_duration(text)

@@ -22,6 +22,7 @@ from pathctl import (
     pairview,
     peers,
     planes,
+    protocol,
     volumes,
 )
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
@@ -47,6 +48,8 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
         config.split_volume(body.destination),
     )
     source_host, destination_host = source_host or own, destination_host or own
+    if (source_host, source) == (destination_host, destination):
+        raise errors.usage(f"source and destination are both volume {source} of host {source_host}; name two volumes")
     if source_host == destination_host:
         raise errors.usage(
             f"both volumes are on host {source_host}; a pair needs two hosts: name one of them HOST:NAME"
@@ -56,12 +59,15 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
     if source_host != own:
         full = msgspec.structs.replace(body, source=source, destination=f"{own}:{destination}")
         try:
+            await _require_dry_run(node, source_host, body.dry_run)
             answer = await _forward(node, source_host, "pair.create", full, node.cfg.timeouts.verb_s)
         except NoAnswer as error:
             if error.sent:
                 raise
             raise paircreate.unchanged(error) from error
         return _answered(node, source_host, answer)
+    if body.dry_run:
+        return await paircreate.plan(node, body, source, destination_host, destination)
     created = await paircreate.create(node, body, source, destination_host, destination)
     if not created.steps and body.copy_rate_bytes_s is not None:
         await set_values(node, Set(created.pair, body.copy_rate_bytes_s))
@@ -156,33 +162,64 @@ def _settled_row(node: Node, half: Half) -> db.Connection:
 
 
 async def delete(node: Node, body: pairdelete.Delete) -> dict[str, Any]:
-    half = pairview.find(node, body.pair)
-    shown = await _shown(node, half)
-    shown["state"], shown["ready"], shown["direction"] = pairstate.State.DELETING.value, False, None
+    half = await _find_to_delete(node, body)
     if body.half:
-        await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
-    elif half.side == "destination":
-        await _delete_from_destination(node, half, body)
-    elif half.row is None:
+        return await _delete_half(node, half, body)
+    if half.side == "destination":
+        return await _delete_from_destination(node, half, body)
+    if half.row is None:
         assert half.entry is not None
         raise errors.refused(
             f"pair {half.pair} is still being created ({half.entry.note or half.entry.state}); wait until that has "
-            "ended, or free this host's half with `pathctl pair delete --half`"
+            f"ended, or free this host's half with `pathctl pair delete {half.volume} --half`"
         )
-    else:
-        await pairdelete.delete(node, half.row, force=body.force)
-    return {"pair": shown}
+    if body.dry_run:
+        return await pairdelete.plan(node, half.row, force=body.force)
+    shown = await _shown(node, half)
+    await pairdelete.delete(node, half.row, force=body.force)
+    return {"pair": _as_deleted(shown)}
 
 
-async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Delete) -> None:
+async def _find_to_delete(node: Node, body: pairdelete.Delete) -> Half:
+    """The pair, or with --half the one that only the volume's metadata knows."""
+    try:
+        return pairview.find(node, body.pair)
+    except PathctlError as error:
+        unknown = await pairdelete.find_unknown(node, body.pair) if body.half else None
+        if error.code != ErrorCode.NOT_FOUND or unknown is None:
+            raise
+        return unknown
+
+
+def _as_deleted(shown: dict[str, Any]) -> dict[str, Any]:
+    return shown | {"state": pairstate.State.DELETING.value, "ready": False, "direction": None}
+
+
+async def _delete_half(node: Node, half: Half, body: pairdelete.Delete) -> dict[str, Any]:
+    """Asks nobody else, not even what the pair's state is."""
+    if body.dry_run:
+        return await pairdelete.plan_half(node, half.pair, half.volume)
+    (shown,) = pairview.as_json([node.samples.get(half.pair) or await pairview.look(node, half)])
+    left = await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
+    return {"pair": _as_deleted(shown) | {"reason": left}}
+
+
+async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Delete) -> dict[str, Any]:
     """The source's daemon does it; when the source has ended its half already, ours is all that is left."""
+    await _require_dry_run(node, half.peer, body.dry_run)
     try:
         full = msgspec.structs.replace(body, pair=half.pair)
-        await _forward(node, half.peer, "pair.delete", full, node.cfg.timeouts.verb_s)
+        answer = await _forward(node, half.peer, "pair.delete", full, node.cfg.timeouts.verb_s)
     except PathctlError as error:
         if error.code != ErrorCode.NOT_FOUND:
             raise
-        await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
+        return await _delete_half(node, half, body)
+    return _answered(node, half.peer, answer)
+
+
+async def _require_dry_run(node: Node, peer: str, is_wanted: bool) -> None:
+    if is_wanted:
+        protocol.require(peer, await peers.version(node, peer), protocol.DRY_RUN, "--dry-run")
 
 
 # forwarding

@@ -7,11 +7,13 @@ either: it runs there.
 """
 
 import os
+import select
 import signal
 
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 _sentence = "interrupted"
+_woken: int | None = None  # becomes readable when a signal has come
 
 
 def allow() -> None:
@@ -27,7 +29,19 @@ def say(sentence: str) -> None:
 
 
 def catch() -> None:
+    global _woken
+    _woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGINT, _end)
+
+
+def wait_readable(number: int, limit_s: float | None = None) -> None:
+    """Wait for something to read, or the limit, before a call that would block.
+
+    A signal that comes just before a system call does not interrupt it, and Python would see to it only afterwards:
+    Ctrl-C would seem to do nothing.
+    """
+    select.select([number] if _woken is None else [number, _woken], [], [], limit_s)
 
 
 def _end(_number: int, _frame: object) -> None:
