@@ -218,7 +218,7 @@ def _fit(
         host, _, name = lost.partition(":")
         raise errors.refused(
             f"the source {source} has {here[0]} bytes in tracks of {here[1]}, the destination {destination} {there[0]} "
-            f"in tracks of {there[1]}, and both must be equal; nothing was changed: {lost} is the one to be overwritten, "
+            f"in tracks of {there[1]}, and both must be equal; nothing was changed: {lost} is to be overwritten, "
             f"so make it anew on {host} with `pathctl volume delete {name} --yes` and `pathctl volume create {name} "
             f"--size {good[0]} --track-size {good[1]}`, then repeat"
         )

@@ -7,7 +7,7 @@ source's host what has become of the operation, and until that has answered it d
 import asyncio
 import logging
 
-from pathctl import db, errors, paircreate, pairdelete, pairsteps, peers, volumes
+from pathctl import db, errors, paircreate, pairdelete, pairsteps, volumes
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ async def _go_on_creating(node: Node, entry: db.Entry) -> None:
 
 async def _ask_coordinator(node: Node, entry: db.Entry) -> None:
     which = pairsteps.Which(entry.operation, entry.pair, entry.peer_volume, entry.volume)
-    answer = await peers.call(node, entry.peer, "pair.outcome", which, node.cfg.timeouts.peer_look_s)
+    answer = await pairsteps.ask(
+        node, entry.operation, entry.peer, "pair.outcome", which, node.cfg.timeouts.peer_look_s
+    )
     mine = pairsteps.Which(entry.operation, entry.pair, entry.volume, entry.peer_volume)
     match answer.get("outcome"):
         case "open":

@@ -5,11 +5,13 @@ Every step carries its operation's UUID, may be repeated, is durable when answer
 has ended here.  Each takes its volume's lock, so that a late step and its undo never run at once.
 """
 
+import asyncio
 from typing import Annotated, Any
 
 import msgspec
 
-from pathctl import config, copyrate, db, errors, faults, peers, pki, planes, supervise, volumes
+from pathctl import backings, config, copyrate, db, errors, faults, peers, pki, planes, supervise, volumes
+from pathctl.errors import ErrorCode
 from pathctl.node import Node
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
@@ -18,6 +20,17 @@ Name = Annotated[str, msgspec.Meta(pattern=rf"\A{config.NAME.pattern}\Z")]
 
 class LookVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     volume: Name
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A dry run: could this volume be the destination of such a pair?  `create`: make it if it is not there."""
+
+    volume: Name
+    peer_volume: Name
+    invalidate: db.Side
+    size: int
+    track_size: int
+    create: bool
 
 
 class CreateVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +70,27 @@ async def look_volume(node: Node, peer: str, body: LookVolume) -> dict[str, Any]
     return {"size": row.size if row else None, "track_size": row.track_size if row else None}
 
 
+async def check(node: Node, peer: str, body: Check) -> dict[str, Any]:
+    """All that a real create would be refused for on this host; changes nothing."""
+    async with node.locks[body.volume]:
+        if node.db.volume(body.volume) is None and body.create:
+            volumes.check_make(node, body.volume, body.size, body.track_size)
+            return {}
+        row = _check_destination(node, body)
+        await check_free(node, row)
+        if body.invalidate == "source":
+            await volumes.refuse_incomplete(node, row)
+        _free_port(node)
+    return {}
+
+
+async def check_free(node: Node, row: db.Volume) -> None:
+    """Refuse a volume that is in a pair, claimed by an operation, or whose backing somebody else uses."""
+    node.db.refuse_taken(row.name)
+    if node.supervisor.get(row.name) is None:
+        await asyncio.to_thread(backings.refuse_in_use, row.backing)
+
+
 async def create_volume(node: Node, peer: str, body: CreateVolume) -> dict[str, Any]:
     config.check_name(body.volume, "volume")
     config.check_size(body.size)
@@ -78,6 +112,8 @@ async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str,
         node.db.open_entry(_participant(peer, body))
         row = node.db.connection(body.pair)
         if row is None:
+            if body.invalidate == "source":
+                await volumes.refuse_incomplete(node, node.volume(body.volume))
             row = _new_row(body, peer, "destination", port=_free_port(node))
             pki.write_psk(node.cfg, body.pair, body.psk)
             node.db.insert_connection(row)
@@ -87,7 +123,7 @@ async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str,
     return {"port": row.port}
 
 
-def _check_destination(node: Node, body: Connect) -> None:
+def _check_destination(node: Node, body: Connect | Check) -> db.Volume:
     row = node.volume(body.volume)
     if (row.size, row.track_size) != (body.size, body.track_size):
         raise errors.refused(
@@ -98,6 +134,7 @@ def _check_destination(node: Node, body: Connect) -> None:
         raise errors.refused(f"volume {row.name} is in use: it is attached; detach it, or take another volume")
     if row.state != "ready":
         raise errors.refused(f"volume {row.name} is being made or deleted; wait until that is finished")
+    return row
 
 
 def _participant(peer: str, body: CreateVolume | Connect) -> db.Entry:
@@ -198,6 +235,8 @@ async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int
     async with node.locks[body.volume]:
         row = node.db.connection(body.pair)
         if row is None:
+            if body.invalidate == "destination":
+                await volumes.refuse_incomplete(node, node.volume(body.volume))
             row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)
             node.db.insert_connection(row)
         await planes.settle(node, body.volume)
@@ -266,6 +305,23 @@ async def end_here(node: Node, pair: str, volume: str, operation: str, *, force:
         pki.remove_psk(node.cfg, pair)
         if row is not None:
             await planes.settle(node, row.volume)
+
+
+async def ask(node: Node, operation: str, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
+    """One verb at a peer for an operation; given up when this host's half is freed meanwhile (`pair delete --half`)."""
+    freed = f"host {peer} is not waited for any longer, because this half of the pair is being freed"
+    if operation in node.freeing:
+        raise errors.NoAnswer(ErrorCode.UNREACHABLE, freed, sent=False)
+    task = asyncio.create_task(peers.call(node, peer, verb, body, limit_s))
+    node.asking[operation] = task
+    try:
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise errors.NoAnswer(ErrorCode.UNREACHABLE, freed, sent=True)
+        return task.result()
+    finally:
+        task.cancel()
+        node.asking.pop(operation, None)
 
 
 def label(node: Node, side: db.Side | None, what: str, volume: str) -> str:

@@ -114,7 +114,7 @@ async def look(node: Node, volume: str) -> Look:
     """Never raises: a volume that cannot be looked at is a fact to show."""
     keeper = node.supervisor.get(volume)
     try:
-        found = await (status(node, volume) if keeper is not None else _read_meta(node, volume))
+        found = await (status(node, volume) if keeper is not None else read_meta(node, volume))
     except errors.PathctlError as error:
         return Look(None, (keeper.failure if keeper else None) or error.message)
     return Look(found, found.failed)
@@ -123,7 +123,7 @@ async def look(node: Node, volume: str) -> Look:
 _metas: dict[tuple[Path, int], controlclient.Status] = {}  # by file and time of change: it changes only while it runs
 
 
-async def _read_meta(node: Node, volume: str) -> controlclient.Status:
+async def read_meta(node: Node, volume: str) -> controlclient.Status:
     path = node.cfg.meta(volume)
     try:
         key = (path, os.stat(path).st_mtime_ns)
