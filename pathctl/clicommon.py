@@ -184,10 +184,7 @@ def carry_out(do: Callable[[bool], Answer], yes: bool, dry_run: bool) -> Answer 
         tell(do(True), "plan", show.plan)
         return None
     if not yes:
-        plan = do(True)
-        if "plan" not in plan:  # TEMPORARY
-            return plan
-        _agree(plan["plan"]["loses"])
+        _agree(do(True)["plan"]["loses"])
     return do(False)
 
 
