@@ -45,6 +45,7 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
                 await _ask_coordinator(node, entry)
             elif entry.verb == "pair.delete":
                 await pairdelete.run(node, entry)
+                _record(node, entry, "recovery.finished")
             else:
                 await _go_on_creating(node, entry)
     except errors.PathctlError as error:
@@ -52,6 +53,17 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
             log.warning("%s of pair %s stays open: %s", entry.verb, entry.pair, error.message)
         if node.db.entry(entry.operation) is not None:
             node.db.set_note(entry.operation, error.message)
+
+
+def _record(node: Node, entry: db.Entry, kind: str) -> None:
+    """The operation has come to its end, if it has."""
+    if node.db.entry(entry.operation) is None:
+        what = "the creation" if entry.verb == "pair.create" else "the deletion"
+        end = "is undone" if kind == "recovery.undone" else "is finished"
+        message = (
+            f"{what} of the pair of {entry.volume} with {entry.peer}:{entry.peer_volume}, which was cut off, {end} here"
+        )
+        node.db.record(kind, message, volume=entry.volume, pair=entry.pair, peer=entry.peer)
 
 
 async def _go_on_creating(node: Node, entry: db.Entry) -> None:
@@ -63,9 +75,11 @@ async def _go_on_creating(node: Node, entry: db.Entry) -> None:
         is_committed = await paircreate.is_committed(node, spec, cut=True)
     if is_committed:
         await paircreate.finish(node, spec)
+        _record(node, entry, "recovery.finished")
         return
     _, pending = await paircreate.undo(node, spec, cut=True)
-    log.info("pair %s: creation undone, pending: %s", entry.pair, pending)
+    if not pending:
+        _record(node, entry, "recovery.undone")
 
 
 async def _ask_coordinator(node: Node, entry: db.Entry) -> None:
@@ -79,8 +93,10 @@ async def _ask_coordinator(node: Node, entry: db.Entry) -> None:
             return
         case "done":
             await pairsteps.finish(node, entry.peer, mine)
+            _record(node, entry, "recovery.finished")
         case "undone" | "deleted":
             await pairsteps.undo(node, entry.peer, mine)
+            _record(node, entry, "recovery.undone")
         case _:
             raise errors.refused(
                 f"host {entry.peer} knows nothing of the operation on pair {entry.pair}; if it was set up anew, free "
