@@ -398,7 +398,7 @@ def value(found: object) -> str:
 def events(found: Sequence[Found]) -> None:
     for event in found:
         who = "" if event["actor"] == "pathctld" else f"  by {event['actor']}"
-        cause = f"  ({event['cause']})" if event["cause"] else ""
+        cause = f"  ({event['cause']})" if event["cause"] and event["cause"] not in event["message"] else ""
         line = f"{moment(event['at'])}  {event['kind']:<18}  {event['message']}{cause}{who}"
         print(clean(line), flush=True)
 

@@ -37,7 +37,7 @@ def _problems(answer: Found) -> list[str]:
     found += [
         f"volume {volume['name']}: {show.volume_note(volume)}; look with `pathctl volume show {volume['name']}`"
         for volume in answer["volumes"]
-        if show.volume_note(volume)
+        if volume["failed"] or (volume["incomplete"] and not volume["pair"])  # paired, it becomes complete
     ]
     found += [
         f"peer {peer['name']}: {peer.get('note') or 'not reachable'}"
