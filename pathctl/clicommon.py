@@ -193,7 +193,9 @@ def _agree(loses: list[str]) -> None:
         return
     what = "; ".join(loses)
     if is_json() or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise errors.refused(f"{what}; nothing was changed: look with --dry-run, then repeat with --yes")
+        raise errors.refused(
+            f"this would lose data: {what}; nothing was changed: look with --dry-run, then repeat with --yes"
+        )
     for sentence in loses:
         print(show.clean(sentence), file=sys.stderr)
     print("Go on? [y/N]: ", end="", file=sys.stderr, flush=True)

@@ -148,7 +148,9 @@ def test_what_loses_data_is_refused_in_a_script_unless_it_says_yes(
     assert [(asked, fields["dry_run"]) for asked, fields in api.asked] == [(verb, True)]
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err == (f"pathctl: {fakeapi.LOSS}; nothing was changed: look with --dry-run, then repeat with --yes\n")
+    assert told.err == (
+        f"pathctl: this would lose data: {fakeapi.LOSS}; nothing was changed: look with --dry-run, then repeat with --yes\n"
+    )
 
     assert api.run(*line.split(), "--yes") == errors.ExitCode.OK
     assert [(asked, fields["dry_run"]) for asked, fields in api.asked[1:]] == [(verb, False)]
