@@ -149,7 +149,8 @@ def test_what_loses_data_is_refused_in_a_script_unless_it_says_yes(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == (
-        f"pathctl: this would lose data: {fakeapi.LOSS}; nothing was changed: look with --dry-run, then repeat with --yes\n"
+        f"pathctl: this would lose data: {fakeapi.LOSS}; nothing was changed:"
+        " look with --dry-run, then repeat with --yes\n"
     )
 
     assert api.run(*line.split(), "--yes") == errors.ExitCode.OK
