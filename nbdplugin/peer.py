@@ -29,6 +29,7 @@ URGENT_MOST = 8
 COPY_MOST = 4
 TAKE_MOST_S = 600.0
 _WATCH_S = 0.2
+_NEARLY = 0.9  # the kernel's own limit (TCP_USER_TIMEOUT) is the same and may be first
 _TCP_USER_TIMEOUT = 18  # linux/tcp.h
 _LENGTH = struct.Struct(">I")
 
@@ -50,6 +51,7 @@ class Connection:
         """Connects within timeout_s; raises PeerLost."""
         self.deadline: float | None = None
         self.timeout_s = timeout_s
+        self.limit_s = timeout_s  # of the call under way
         self._handle = nbd.NBD()
         self._socket: socket.socket | None = None
         try:
@@ -93,13 +95,15 @@ class Connection:
 
     @contextmanager
     def _call(self, timeout_s: float | None = None) -> Iterator[None]:
-        self.deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        self.limit_s = limit_s = self.timeout_s if timeout_s is None else timeout_s
+        start = time.monotonic()
+        self.deadline = start + limit_s
         try:
             yield
         except nbd.Error as error:
             if self._handle.aio_is_ready() and error.errnum != errno.ESHUTDOWN:
                 raise PeerRefused(f"the peer answered: {_explain(error)}") from None
-            raise PeerLost(f"the connection to the peer broke: {_explain(error)}") from None
+            raise PeerLost(_tell_broken(error, time.monotonic() - start, limit_s)) from None
         finally:
             self.deadline = None
 
@@ -148,6 +152,15 @@ class Connection:
         if not isinstance(answer, dict):
             raise PeerLost("the peer's answer to a message is not an object")
         return answer
+
+
+def _tell_broken(error: nbd.Error, waited_s: float, limit_s: float) -> str:
+    """Why a call ended with its connection, for people: what GnuTLS and libnbd say of it names their functions."""
+    if waited_s >= limit_s * _NEARLY:
+        return f"the peer did not answer within {limit_s:g} s"
+    if error.errnum == errno.ESHUTDOWN:
+        return "the peer has ended the session"
+    return "the connection to the peer broke off: its process ended, or something on the way closed it"
 
 
 def _explain(error: Exception) -> str:
@@ -240,8 +253,9 @@ class Session:
     def _watch(self) -> None:
         while not self.is_over.wait(_WATCH_S):
             now = time.monotonic()
-            if any(deadline < now for c in list(self._all) if (deadline := c.deadline) is not None):
-                self.end("the peer left a request unanswered for too long")
+            for connection in list(self._all):
+                if (deadline := connection.deadline) is not None and deadline < now:
+                    self.end(f"the peer did not answer within {connection.limit_s:g} s")
 
 
 def ask(meta: Connection, message: dict[str, Any]) -> dict[str, Any]:
