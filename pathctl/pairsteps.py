@@ -117,10 +117,26 @@ async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str,
             row = _new_row(body, peer, "destination", port=_free_port(node))
             pki.write_psk(node.cfg, body.pair, body.psk)
             node.db.insert_connection(row)
-        await planes.settle(node, body.volume)
+        row = await _listen(node, row)
         await _record(node, row)
         await faults.point("connect.destination")
     return {"port": row.port}
+
+
+async def _listen(node: Node, row: db.Connection) -> db.Connection:
+    """Start the destination's process; on another port where somebody took ours after the look at it."""
+    try:
+        await planes.settle(node, row.volume)
+    except errors.PathctlError:
+        assert row.port is not None
+        if supervise.is_free(node.host().address, row.port):
+            raise
+        await node.supervisor.stop(row.volume, drain=False)
+        row = msgspec.structs.replace(row, port=_free_port(node))
+        assert row.port is not None
+        node.db.set_port(row.pair, row.port)
+        await planes.settle(node, row.volume)
+    return row
 
 
 def _check_destination(node: Node, body: Connect | Check) -> db.Volume:

@@ -301,6 +301,8 @@ async def attach_locked(node: Node, name: str) -> str:
         raise errors.refused(f"volume {name} is a destination: its peer writes to it, so it cannot be attached here")
     if row.state != "ready" or row.operation is not None:
         raise errors.refused(f"volume {name} is still being made or deleted; wait until that is finished")
+    if node.db.connection_of(name) is None and not row.attached:
+        await refuse_incomplete(node, row)
     node.db.set_attached(name)
     try:
         await planes.settle(node, name)
