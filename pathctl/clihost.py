@@ -117,17 +117,22 @@ def config() -> None:
     """The settings in /etc/pathctl/pathctl.toml."""
 
 
-@config.command("show", example="pathctl config show")
+reasons_option = click.option("--reasons", is_flag=True, help="Say as well what each is for.")
+
+
+@config.command("show", example="pathctl config show\npathctl config show --reasons")
+@reasons_option
 @clicommon.json_option
-def config_show() -> None:
+def config_show(reasons: bool) -> None:
     """Show the settings that pathctld runs with, and where each comes from."""
-    tell_settings(clicommon.call("config.show"))
+    tell_settings(clicommon.call("config.show"), reasons)
 
 
 @config.command("check", example="pathctl config check /etc/pathctl/pathctl.toml")
 @click.argument("file", required=False, type=click.Path())
+@reasons_option
 @clicommon.json_option
-def config_check(file: str | None) -> None:
+def config_check(file: str | None, reasons: bool) -> None:
     """Check a settings file, by default this host's, without pathctld.
 
     A wrong key or value is named with its line and what would do.
@@ -135,14 +140,14 @@ def config_check(file: str | None) -> None:
     from pathctl import settings
 
     path = Path(file).absolute() if file else clicommon.root() / "etc/pathctl/pathctl.toml"
-    tell_settings(settings.check(path))
+    tell_settings(settings.check(path), reasons)
 
 
-def tell_settings(answer: dict[str, Any]) -> None:
+def tell_settings(answer: dict[str, Any], with_reasons: bool) -> None:
     if clicommon.is_json():
         clicommon.print_json(answer)
     else:
-        show.settings(answer["file"], answer["settings"])
+        show.settings(answer["file"], answer["settings"], with_reasons)
 
 
 @click.command(cls=clicommon.Command, example="pathctl backup /root/pathctl-alpha.backup")

@@ -17,6 +17,7 @@ Found = dict[str, Any]
 DONE_STATE = "Synchronized"
 _COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
 _COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
+_LONG = {"SOURCE", "DESTINATION", "VOLUME", "PEER", "PEER VOLUME", "KEY", "VALUE", "FROM", "WHY", "NOTE"}  # may wrap
 _DIRECTIONS = {"to_source": "destination to source", "to_destination": "source to destination"}
 
 
@@ -45,7 +46,7 @@ def _rich_table(headings: Row, rows: Sequence[Row]) -> None:
 
     grid = table.Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
-        grid.add_column(heading, overflow="fold")
+        grid.add_column(heading, overflow="fold", no_wrap=heading not in _LONG)
     for row in rows:
         grid.add_row(*(text.Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     console.Console().print(grid)
@@ -379,13 +380,23 @@ def plan(found: Found) -> None:
     )
 
 
-def settings(file: str, found: Sequence[Found]) -> None:
+def settings(file: str, found: Sequence[Found], with_reasons: bool) -> None:
+    """The file, then a line for each setting; FROM is the line in the file, or that it is the default."""
     print(clean(file))
+    headings = ("SETTING", "VALUE", "DEFAULT", "UNIT", "FROM", "WHY")
     rows = [
-        (row["key"], value(row["value"]), value(row["default"]), row["unit"] or "-", row["source"], row["reason"])
+        (
+            row["key"],
+            value(row["value"]),
+            value(row["default"]),
+            row["unit"] or "-",
+            row["source"].replace(f"{file}:", "line "),
+            row["reason"],
+        )
         for row in found
     ]
-    table(("KEY", "VALUE", "DEFAULT", "UNIT", "FROM", "WHY"), rows, "no settings")
+    count = len(headings) - (not with_reasons)
+    table(headings[:count], [row[:count] for row in rows], "no settings")
 
 
 def value(found: object) -> str:

@@ -191,6 +191,20 @@ def test_colour_is_for_a_terminal_that_wants_it(api: Api) -> None:
     assert "\x1b[3" not in on_terminal(api, "status", NO_COLOR="1")
 
 
+def test_the_settings_are_told_with_where_they_come_from(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = fakeapi.SETTING | {"value": 9, "source": "/etc/pathctl/pathctl.toml:7"}
+    api.answers["config.show"] = {"file": "/etc/pathctl/pathctl.toml", "settings": [fakeapi.SETTING, changed]}
+    api.run("config", "show")
+    assert capsys.readouterr().out.splitlines() == [
+        "/etc/pathctl/pathctl.toml",
+        "SETTING              VALUE  DEFAULT  UNIT  FROM",
+        "data.link_timeout_s  5      5        s     default",
+        "data.link_timeout_s  9      5        s     line 7",
+    ]
+    api.run("config", "show", "--reasons")
+    assert capsys.readouterr().out.splitlines()[2].endswith("  how long a silent link counts as there")
+
+
 # -- events, why ------------------------------------------------------------------------------------------
 
 
