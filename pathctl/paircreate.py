@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import config, controlclient, db, errors, faults, pairsteps, peers, pki, planes, statelog, volumes
+from pathctl import config, controlclient, db, errors, faults, logs, pairsteps, peers, pki, planes, statelog, volumes
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
@@ -367,7 +367,8 @@ async def _run(node: Node, spec: Spec, started: float) -> Created:
     except PathctlError as error:
         if not await _committed_after(node, spec, run, error):
             await _fail(node, spec, run, error)
-        log.warning("pair %s was made ready although its last step said: %s", spec.pair, error.message)
+        about = logs.of(volume=spec.source, pair=spec.pair)
+        log.warning("pair %s was made ready although its last step said: %s", spec.pair, error.message, extra=about)
     await finish(node, spec)
     run.note("done")
     return Created(spec.pair, run.steps)
@@ -472,7 +473,8 @@ async def finish(node: Node, spec: Spec) -> None:
         await pairsteps.ask(node, spec.operation, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
     except PathctlError as error:
         node.db.set_note(spec.operation, f"ready, but not yet recorded as such by both hosts: {error.message}")
-        log.warning("pair %s is ready; %s", spec.pair, error.message)
+        about = logs.of(volume=spec.source, pair=spec.pair)
+        log.warning("pair %s is ready; %s", spec.pair, error.message, extra=about)
         if isinstance(error, NoAnswer) or error.code != ErrorCode.REFUSED:
             return
     node.db.close_entry(spec.operation, "done")

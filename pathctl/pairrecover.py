@@ -7,7 +7,7 @@ source's host what has become of the operation, and until that has answered it d
 import asyncio
 import logging
 
-from pathctl import db, errors, paircreate, pairdelete, pairsteps, volumes
+from pathctl import db, errors, logs, paircreate, pairdelete, pairsteps, volumes
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
                 await _go_on_creating(node, entry)
     except errors.PathctlError as error:
         if error.message != entry.note:
-            log.warning("%s of pair %s stays open: %s", entry.verb, entry.pair, error.message)
+            about = logs.of(volume=entry.volume, pair=entry.pair)
+            log.warning("%s of pair %s stays open: %s", entry.verb, entry.pair, error.message, extra=about)
         if node.db.entry(entry.operation) is not None:
             node.db.set_note(entry.operation, error.message)
 
@@ -111,4 +112,5 @@ async def _end_deleting(node: Node) -> None:
             try:
                 await pairsteps.end_here(node, row.pair, row.volume, row.operation)
             except errors.PathctlError as error:
-                log.warning("pair %s cannot be ended yet: %s", row.pair, error.message)
+                about = logs.of(volume=row.volume, pair=row.pair)
+                log.warning("pair %s cannot be ended yet: %s", row.pair, error.message, extra=about)

@@ -486,9 +486,17 @@ def describe(settings: Settings, lines: Mapping[str, int], path: Path) -> list[s
     ]
 
 
-def check(path: Path) -> dict[str, Any]:
-    """What `config show` would say if pathctld were started with this file; raises what is wrong with it."""
-    found = read(path)
+def check(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+    """What `config show` would say if pathctld were started with this file; raises what is wrong with it.
+
+    `is_optional`: without the file the defaults hold, as they do for pathctld.
+    """
+    try:
+        found = read(path)
+    except PathctlError as error:
+        if not is_optional or error.code != errors.ErrorCode.NOT_FOUND:
+            raise
+        found = Found(Settings(), {})
     return {"file": str(path), "settings": msgspec.to_builtins(describe(found.settings, found.lines, path))}
 
 
