@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pathctl import errors, pairview, statelog, volumes, why
+from pathctl import errors, pairview, peers, statelog, volumes, why
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node, Sample
 
@@ -67,7 +67,8 @@ def _find_pair(node: Node, name: str) -> str:
 
 async def explain(node: Node, body: pairview.Which) -> dict[str, Any]:
     half = pairview.find(node, body.pair)
-    sample = await pairview.look(node, half)
+    # The peer is asked now: what was heard of it some seconds ago may be what has just changed.
+    sample, _ = await asyncio.gather(pairview.look(node, half), peers.ping(node, half.peer))
     return {"why": msgspec.to_builtins(why.explain(_facts(node, half, sample)))}
 
 

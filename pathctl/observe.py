@@ -33,7 +33,7 @@ def on_event(node: Node, event: shapes.Event) -> None:
         # After the transaction's caller has gone on; in its context, so that what is found is on its behalf.
         asyncio.get_running_loop().call_soon(_look_at_busy, node, event.pair)
         node.look_now.set()
-    if event.kind.startswith("peer.") or event.kind == "host.created":
+    if event.kind.startswith(("peer.", "path.")) or event.kind == "host.created":
         node.ping_now.set()
 
 
