@@ -140,7 +140,7 @@ def config_check(file: str | None, reasons: bool) -> None:
     from pathctl import settings
 
     path = Path(file).absolute() if file else clicommon.root() / "etc/pathctl/pathctl.toml"
-    tell_settings(settings.check(path), reasons)
+    tell_settings(settings.check(path, is_optional=file is None), reasons)
 
 
 def tell_settings(answer: dict[str, Any], with_reasons: bool) -> None:

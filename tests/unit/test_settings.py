@@ -233,6 +233,13 @@ def test_what_holds_and_where_it_comes_from_is_told(tmp_path):
     msgspec.convert({"version": 1, **answer}, shapes.ConfigAnswer)
 
 
+def test_a_file_that_is_not_there_is_no_mistake_only_where_it_may_be_missing(tmp_path):
+    answer = settings.check(tmp_path / "none.toml", is_optional=True)
+    assert {item["source"] for item in answer["settings"]} == {"default"}
+    with pytest.raises(PathctlError, match="there is no settings file"):
+        settings.check(tmp_path / "none.toml")
+
+
 def test_the_example_file_shows_every_key_and_loads(tmp_path):
     printed = subprocess.run(
         [sys.executable, "-m", "pathctl.settings"], check=True, capture_output=True, text=True, timeout=30
