@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pathctl import clicommon, show
+from pathctl import clicommon, show, signals
 
 DEFAULT_PORT = 7630  # config.DEFAULT_PORT, which takes too long to import; a test holds them together
 
@@ -172,9 +172,14 @@ def restore(file: str, yes: bool, dry_run: bool) -> None:
     """
 
     def do(dry_run: bool) -> dict[str, Any]:
-        from pathctl import backup, config
+        import msgspec
 
-        return backup.restore(config.load(clicommon.root()), Path(file).absolute(), dry_run)
+        from pathctl import backup, config, shapes
+
+        signals.say("interrupted" if dry_run else f"interrupted: repeat `pathctl restore {show.clean(file)}`")
+        done = backup.restore(config.load(clicommon.root()), Path(file).absolute(), dry_run)
+        fields: dict[str, Any] = msgspec.to_builtins(done)
+        return {"plan": fields} if isinstance(done, shapes.Plan) else fields
 
     answer = clicommon.carry_out(do, yes, dry_run)
     if answer:

@@ -120,7 +120,9 @@ def _print_changes(found: Iterator[list[Answer]]) -> None:
     """One plain line for each pair that differs from the time before in more than its rate and time to go."""
     last: dict[str, tuple[object, ...]] | None = None
     for pairs in found:
-        now = {pair["pair"]: (pair["state"], pair["reason"], show.left(pair), show.percent(pair)) for pair in pairs}
+        now: dict[str, tuple[object, ...]] = {
+            pair["pair"]: (pair["state"], pair["reason"], show.left(pair), show.percent(pair)) for pair in pairs
+        }
         for pair in pairs:
             if last is None or last.get(pair["pair"]) != now[pair["pair"]]:
                 print(show.pair_line(pair), flush=True)

@@ -6,6 +6,7 @@ from pathctl import show, units
 
 Found = dict[str, Any]
 
+MOST = 8  # problems that are told, so that the rest stays on the screen
 _WELL = ("Synchronized", "SyncInProg")
 
 
@@ -17,8 +18,10 @@ def status(answer: Found) -> None:
     if host is not None:
         said = f"{len(problems)} to look at" if problems else "all is well"
         print(f"host {host['name']}, {show.place(host)}: {said}")
-    for problem in problems:
+    for problem in problems[:MOST]:
         print(f"! {show.clean(problem)}")
+    if len(problems) > MOST:
+        print(f"! and {len(problems) - MOST} more")
     for printer, key in ((_peers, "peers"), (_volumes, "volumes"), (_pairs, "pairs")):
         print()
         printer(answer[key])

@@ -170,6 +170,25 @@ def test_status_tells_first_what_is_not_well_and_what_to_type(api: Api, capsys: 
     ]
 
 
+def test_many_problems_leave_room_for_the_rest(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["status"] = TROUBLED | {"pairs": [UNHEARD] * 20}
+    api.run("status")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(": 21 to look at")
+    assert lines[9:11] == ["! and 13 more", ""]
+
+
+def test_a_watch_on_a_terminal_draws_bars_and_gives_the_cursor_back(api: Api) -> None:
+    second = PAIR | {"pair": "ffff" + PAIR["pair"][4:], "source": {"host": "alpha", "volume": "n" * 63}}
+    answers = [[PAIR, second], [DONE, second | {"progress": None}], [DONE, DONE | {"pair": second["pair"]}]]
+    api.answers["pair.list"] = lambda: {"pairs": answers.pop(0) if len(answers) > 1 else answers[0]}
+    shown = on_terminal(api, "pair", "watch", columns=80)
+    assert shown.count("\x1b[?25l") == 1
+    assert "\x1b[?25h" in shown[shown.rindex("100%") :]
+    assert "20M/s  1m03s to go" in shown
+    assert "n" * 19 + "…" in shown
+
+
 def test_status_of_three_pairs_is_one_screen(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     api.answers["status"] = TROUBLED
     api.run("status")
