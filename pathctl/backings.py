@@ -129,7 +129,7 @@ def users(path: str) -> list[str]:
 
 
 def _users_of_device(path: str, found: os.stat_result) -> list[str]:
-    words = [*_writers(path, found)]
+    words = [*_loops_over(found), *_writers(path, found)]
     try:
         os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
@@ -170,11 +170,11 @@ def _holders_of(device: int) -> Iterator[str]:
 
 
 def _loops_over(found: os.stat_result) -> Iterator[str]:
-    """Loop devices whose backing is this file, whatever path they know it by."""
+    """Loop devices whose backing is this file or device, whatever path they know it by."""
     for entry in Path("/sys/block").glob("loop*"):
         backing = devices.backing_file(f"/dev/{entry.name}")
         with contextlib.suppress(OSError):
-            if backing is not None and os.path.samestat(os.stat(backing), found):
+            if backing is not None and is_same(os.stat(backing), found):
                 mounted = list(_mounts_of(os.stat(f"/dev/{entry.name}").st_rdev))
                 yield " ".join([f"/dev/{entry.name} is a loop device over it", *(f"({words})" for words in mounted)])
 

@@ -228,7 +228,11 @@ def _fit(
     size, track_size = found or (body.size, body.track_size or config.DEFAULT_TRACK_SIZE)
     assert size is not None
     if (body.size or size, body.track_size or track_size) != (size, track_size):
-        raise errors.refused(f"the existing volume has {size} bytes in tracks of {track_size}, not what was asked for")
+        raise errors.refused(
+            f"volume {source if here is not None else destination} has {size} bytes in tracks of {track_size}, which is "
+            "not what was asked for; nothing was changed: leave --size and --track-size away, or give "
+            f"--size {size} --track-size {track_size}"
+        )
     return config.check_size(size), config.check_track_size(track_size)
 
 
