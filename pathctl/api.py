@@ -261,6 +261,8 @@ async def _answer(node: Node, request: web.Request, call: Callable[[str, bytes],
     try:
         async with asyncio.timeout(node.cfg.timeouts.body_s):
             raw = await request.read()
+        if node.stopping.is_set():
+            raise PathctlError(ErrorCode.UNREACHABLE, "pathctld is being stopped; start it, then repeat the command")
         result = await _within_limit(node, verb, call(verb, raw))
     except TimeoutError:
         return _failure(PathctlError(ErrorCode.TIMEOUT, f"the body of {verb} did not arrive in time"))
@@ -282,6 +284,10 @@ async def _within_limit(node: Node, verb: str, work: Answer) -> dict[str, Any]:
         raise PathctlError(
             ErrorCode.TIMEOUT,
             f"{verb} is not finished after {node.cfg.timeouts.verb_s:g} s and goes on; look with `pathctl status`",
+        )
+    if task.cancelled():
+        raise PathctlError(
+            ErrorCode.UNREACHABLE, f"pathctld was stopped while it worked on {verb}; start it, then repeat the command"
         )
     result = task.result()
     if isinstance(result, PathctlError):

@@ -56,11 +56,11 @@ def announce(node: Node) -> None:
 
 
 def _find_pair(node: Node, name: str) -> str:
-    """Also one that has ended here, by its whole UUID."""
+    """Also one that is no more, by its whole UUID, as long as there are events of it."""
     try:
         return pairview.find(node, name).pair
     except PathctlError as error:
-        if error.code == ErrorCode.NOT_FOUND and node.db.outcome(name.lower()) is not None:
+        if error.code == ErrorCode.NOT_FOUND and node.db.events(pair=name.lower(), limit=1):
             return name.lower()
         raise
 

@@ -43,7 +43,7 @@ def note(node: Node, pair: shapes.Pair, look: int, told: Told | None = None) -> 
     """Record the state that look number `look` saw, if it is another; -> since when the pair is in it."""
     known = _recorded(node, pair.pair)
     is_new = look >= known.look and known.state != pair.state and not _is_meeting(pair, known)
-    if is_new and _is_there(node, pair.pair):
+    if is_new and _is_there(node, pair):
         who, cause = _reason(node, pair, known, told)
         message = _message(pair, known.state, cause)
         with actor.by(who, cause):
@@ -67,9 +67,11 @@ def _recorded(node: Node, pair: str) -> Recorded:
     return node.recorded[pair]
 
 
-def _is_there(node: Node, pair: str) -> bool:
-    """Not deleted while it was looked at."""
-    return node.db.connection(pair) is not None or any(entry.pair == pair for entry in node.db.journal())
+def _is_there(node: Node, pair: shapes.Pair) -> bool:
+    """Not deleted while it was looked at; nor is an intent worth an event before it has a row, which tells whose."""
+    if node.db.connection(pair.pair) is not None:
+        return True
+    return pair.state != State.CREATING.value and any(entry.pair == pair.pair for entry in node.db.journal())
 
 
 def _names(pair: shapes.Pair) -> dict[str, str]:
