@@ -114,7 +114,10 @@ def connection_list() -> None:
 
 @click.group(cls=clicommon.Group, example="pathctl config show")
 def config() -> None:
-    """The settings in /etc/pathctl/pathctl.toml."""
+    """The settings in /etc/pathctl/pathctl.toml, which pathctld reads when it starts.
+
+    A restart of pathctld does not touch the volumes: their data planes go on and are told their new limits.
+    """
 
 
 reasons_option = click.option("--reasons", is_flag=True, help="Say as well what each is for.")

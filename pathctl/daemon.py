@@ -2,7 +2,8 @@
 
 Starts with what is there: adopts the nbdkit processes of an earlier pathctld, ends those that no row wants, opens the
 API, brings the rest up, and goes on with unfinished operations.  SIGTERM ends pathctld only: volumes and devices keep
-working and are adopted by the next one.  `--stop-all` (or the verb host.shutdown) ends them too.
+working and are adopted by the next one; so a restart, which is what reads the settings anew, costs them nothing.
+`--stop-all` (or the verb host.shutdown) ends them too.
 """
 
 import argparse
@@ -138,6 +139,9 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, log.warning, "SIGHUP changes nothing: to read the settings anew, restart pathctld"
+    )
     running = asyncio.create_task(_run(cfg, database, stopping, serving=serving))
     stopped = asyncio.create_task(stopping.wait())
     try:
@@ -268,18 +272,21 @@ async def _serve_peers(node: Node) -> None:
     await runner.setup()
     assert runner.server is not None
     try:
-        server = await _listen_for_peers(node, host, runner.server)
-        async with server:
-            node.listening.set()
-            log.info("serving peers on %s:%s", host.address, host.port)
-            await server.serve_forever()
+        while True:
+            node.moved.clear()
+            server = await _listen_for_peers(node, runner.server)
+            async with server:
+                node.listening.set()
+                log.info("serving peers on %s:%s", *server.sockets[0].getsockname()[:2])
+                await node.moved.wait()
     finally:
         await runner.cleanup()
 
 
-async def _listen_for_peers(node: Node, host: db.Host, protocol: web.Server) -> asyncio.Server:
+async def _listen_for_peers(node: Node, protocol: web.Server) -> asyncio.Server:
     """Try until the address is there: at boot, it may come later than we do."""
     while True:
+        host = node.host()
         try:
             return await asyncio.get_running_loop().create_server(
                 protocol,

@@ -216,12 +216,11 @@ class Database:
 
     def _announce(self) -> None:
         newest = self._newest_event()
-        if newest == self._last_event:
+        if newest == self._last_event or self.on_event is None:  # what happened before is told with the next
             return
         after, self._last_event = self._last_event, newest
-        if self.on_event is not None:
-            for event in self.events(after_id=after):
-                self.on_event(event)
+        for event in self.events(after_id=after):
+            self.on_event(event)
 
     def record(
         self,
@@ -272,6 +271,10 @@ class Database:
     def insert_host(self, host: Host) -> None:
         with self._change() as sql:
             sql.execute("INSERT INTO host VALUES (1, ?, ?, ?)", (host.name, host.address, host.port))
+
+    def set_host(self, host: Host) -> None:
+        with self._change() as sql:
+            sql.execute("UPDATE host SET address = ?, port = ?", (host.address, host.port))
 
     def peers(self) -> list[Peer]:
         return self._all(Peer, "SELECT * FROM peers ORDER BY name")

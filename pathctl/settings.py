@@ -9,6 +9,7 @@ it starts.  Knows no other module of the daemon's.
 import dataclasses
 import difflib
 import functools
+import inspect
 import ipaddress
 import json
 import re
@@ -89,7 +90,11 @@ class Copy(msgspec.Struct, frozen=True):
 
 
 class Data(msgspec.Struct, frozen=True):
-    """The data plane: one nbdkit for each volume that is attached or paired."""
+    """The data plane: one nbdkit for each volume that is attached or paired.
+
+    After a restart of pathctld those that run have the timeouts too (that of the link from the next session on);
+    max_waiters, and for their logs log.level and log.lines_per_minute, hold for those started from then on.
+    """
 
     port_first: Annotated[
         int, Key("TCP port", "first of those for destination volumes; the firewall must let them through", 1, 65535)
@@ -503,14 +508,19 @@ def check(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
 def example() -> str:
     """A file that shows every key with its default, commented out."""
     lines = ["# pathctl.toml - the settings of pathctld, which reads them when it starts.", "#"]
-    lines += ["# Every key with its default; take the # away to change one.  Check: pathctl config check"]
+    lines += ["# Every key with its default; take the # away to change one.  Then: pathctl config check, and restart"]
+    lines += ["# pathctld; the volumes go on without it meanwhile."]
     for section, struct in _sections().items():
-        lines += ["", f"# {(struct.__doc__ or '').strip()}", f"[{section}]"]
+        lines += ["", *_remark(struct.__doc__ or ""), f"[{section}]"]
         for entry in table().values():
             if entry.section == section:
                 lines += [f"# {entry.key.reason}", f"# {entry.wants()}", f"#{entry.name} = {_toml(entry.default)}", ""]
         lines.pop()
     return "\n".join(lines) + "\n"
+
+
+def _remark(text: str) -> list[str]:
+    return [f"# {line}".rstrip() for line in inspect.cleandoc(text).splitlines()]
 
 
 def _toml(value: Any) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -138,6 +139,19 @@ def test_the_loopback_port_tells_the_same_and_nothing_else(hosts: tuple[Measured
             scrape_port(alpha, path)
         assert caught.value.code == 404
         caught.value.close()
+
+
+def test_a_port_that_is_taken_is_told_and_taken_as_soon_as_it_is_free(tmp_path: Path) -> None:
+    alpha = Measured(tmp_path, "alpha")
+    try:
+        with socket.create_server(("127.0.0.1", alpha.metrics_port)):
+            alpha.start()
+            wait_until(lambda: "metrics cannot be served" in alpha.log.read_text(), "it is said")
+            assert "pathctl_build_info" in scrape(alpha)
+        wait_until(lambda: "metrics are served" in alpha.log.read_text(), "it is served")
+        assert "pathctl_build_info" in scrape_port(alpha)
+    finally:
+        alpha.stop_all()
 
 
 def test_a_stopped_data_plane_is_down_and_the_rest_is_told(hosts: tuple[Measured, Measured]) -> None:

@@ -130,6 +130,15 @@ def test_limits_that_have_changed_are_told_to_data_planes_that_go_on(hosts: tupl
     assert [daemon.volume("v")["pid"] for daemon in hosts] == pids
 
 
+def test_a_hangup_ends_nothing_and_says_what_reads_the_settings(hosts: tuple[Daemon, Daemon]) -> None:
+    alpha, _ = set_up(hosts)
+    assert alpha.process is not None
+    alpha.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "restart pathctld" in alpha.log.read_text(), "it is said")
+    assert alpha.call("pair.list") is not None
+    assert alpha.process.poll() is None
+
+
 def test_the_hosts_copy_rate_is_shared_out_and_given_back(hosts: tuple[Daemon, Daemon]) -> None:
     alpha, beta = hosts
     add(alpha, '[copy]\nrate_bytes_s = "200K"\npair_rate_bytes_s = "150K"')
