@@ -229,8 +229,8 @@ def _fit(
     assert size is not None
     if (body.size or size, body.track_size or track_size) != (size, track_size):
         raise errors.refused(
-            f"volume {source if here is not None else destination} has {size} bytes in tracks of {track_size}, which is "
-            "not what was asked for; nothing was changed: leave --size and --track-size away, or give "
+            f"volume {source if here is not None else destination} has {size} bytes in tracks of {track_size}, and "
+            "something else was asked for; nothing was changed: leave --size and --track-size away, or give "
             f"--size {size} --track-size {track_size}"
         )
     return config.check_size(size), config.check_track_size(track_size)
@@ -305,7 +305,7 @@ class _Run:
 
     async def _connect_destination(self) -> None:
         answer = await self._ask("pair.connect", self._connect(self._spec.destination, self._spec.source))
-        self._port = msgspec.convert(answer["port"], int)
+        self._port = peers.read(self._spec.peer, "pair.connect", answer.get("port"), int)
 
     def _connect(self, volume: str, peer_volume: str) -> pairsteps.Connect:
         spec = self._spec
@@ -463,7 +463,7 @@ async def _undo_destination(node: Node, spec: Spec, cut: bool) -> list[str]:
         return []  # the peer has never been asked for anything
     body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
     answer = await pairsteps.ask(node, spec.operation, spec.peer, "pair.undo", body, node.cfg.timeouts.control_s)
-    return msgspec.convert(answer.get("undone", []), list[str])
+    return peers.read(spec.peer, "pair.undo", answer.get("undone", []), list[str])
 
 
 async def finish(node: Node, spec: Spec) -> None:

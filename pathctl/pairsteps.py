@@ -33,6 +33,13 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     create: bool
 
 
+class Look(msgspec.Struct, frozen=True):
+    """What is answered to it; null where there is no such volume."""
+
+    size: int | None
+    track_size: int | None
+
+
 class CreateVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation: Uuid
     pair: Uuid
@@ -347,6 +354,8 @@ def label(node: Node, side: db.Side | None, what: str, volume: str) -> str:
 
 async def look_peer_volume(node: Node, peer: str, volume: str) -> tuple[int, int] | None:
     """Size and track size of a volume at a peer; None when there is no such volume."""
-    found = await peers.call(node, peer, "volume.look", LookVolume(volume), node.cfg.timeouts.peer_look_s)
-    size, track_size = found.get("size"), found.get("track_size")
-    return (config.check_size(size), config.check_track_size(track_size)) if size and track_size else None
+    answer = await peers.call(node, peer, "volume.look", LookVolume(volume), node.cfg.timeouts.peer_look_s)
+    found = peers.read(peer, "volume.look", answer, Look)
+    if not found.size or not found.track_size:
+        return None
+    return config.check_size(found.size), config.check_track_size(found.track_size)

@@ -7,7 +7,7 @@ that PathctlError; a peer that does not answer raises NoAnswer, and then the cal
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -20,6 +20,9 @@ ANSWER_LIMIT = 1 << 20
 LISTEN_LIMIT_S = 5.0
 LOOKS = ("ping", "pairs.look", "volume.look", "pair.outcome")  # change nothing: sent on kept connections
 WRONG_TIME = {9: "not yet valid", 10: "expired"}  # openssl/x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
+
+
+Read = TypeVar("Read")
 
 
 class Init(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,11 +90,11 @@ async def init(node: Node, body: Init) -> dict[str, Any]:
     if found is None:
         node.db.insert_host(wanted)
     node.named.set()
-    await _listening(node)
+    await listening(node)
     return {"host": host_json(node)}
 
 
-async def _listening(node: Node) -> None:
+async def listening(node: Node) -> None:
     try:
         await asyncio.wait_for(node.listening.wait(), LISTEN_LIMIT_S)
     except TimeoutError as error:
@@ -112,7 +115,7 @@ def host_json(node: Node) -> dict[str, Any] | None:
 
 async def invite(node: Node, body: Nothing) -> dict[str, Any]:
     host = node.host()
-    await _listening(node)
+    await listening(node)
     token, digest = pki.make_token(host.name, host.address, host.port, node.cfg.host_certificate.read_text())
     lasts_s = node.cfg.timeouts.invite_s
     now = time.time()
@@ -128,10 +131,18 @@ async def join(node: Node, body: Join) -> dict[str, Any]:
         raise errors.refused(f"the token was made by a host called {host.name}, like this one; host names must differ")
     mine = JoinSecret(token.secret, host.name, host.address, host.port, node.cfg.host_certificate.read_text())
     pin = aiohttp.Fingerprint(bytes.fromhex(token.fingerprint))
-    if protocol.spoken().oldest > 1:
-        await _hear_version(node, token, pin)
-    answer = await _post(node, token.name, token.address, token.port, pin, "join", mine, node.cfg.timeouts.peer_look_s)
-    found = msgspec.convert(answer, Identity)
+    try:
+        if protocol.spoken().oldest > 1:
+            await _hear_version(node, token, pin)
+        limit_s = node.cfg.timeouts.peer_look_s
+        answer = await _post(node, token.name, token.address, token.port, pin, "join", mine, limit_s)
+    except errors.NoAnswer as error:
+        raise errors.PathctlError(
+            error.code,
+            f"{error.message}; this host was not changed: see that pathctld runs there and that the network lets us "
+            "through, then repeat the command",
+        ) from error
+    found = read(token.name, "join", answer, Identity)
     if pki.fingerprint(found.certificate) != token.fingerprint:
         raise errors.refused("the host that answered showed another certificate than the token names; make a new token")
     peer = db.Peer(token.name, token.address, token.port, found.certificate)
@@ -246,6 +257,16 @@ async def _look(node: Node, peer: db.Peer, verb: str, body: msgspec.Struct, limi
     raise AssertionError("the last turn returns or raises")
 
 
+async def ask_there(node: Node, peer: db.Peer) -> None:
+    """Whether the peer answers at this address; raises NoAnswer, also where another host does."""
+    await _command(node, peer, "ping", Nothing(), node.cfg.timeouts.peer_look_s)
+
+
+def is_another(error: errors.NoAnswer) -> bool:
+    """Whether somebody answered who is not the peer that was asked."""
+    return isinstance(error.__cause__, aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError)
+
+
 async def ping(node: Node, name: str) -> None:
     """Ask a peer whether it is there; what comes of it is in `node.reach`."""
     asked = time.time()
@@ -335,13 +356,28 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return raw
 
 
+def read(name: str, verb: str, answer: object, kind: type[Read]) -> Read:
+    """What host `name` has answered, if it is what it should be."""
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        raise _not_understood(name, verb, str(error)) from error
+
+
+def _not_understood(name: str, verb: str, what: str) -> errors.PathctlError:
+    return errors.internal(
+        f"host {name} answered {verb} with something else than pathctld does ({what}); see what runs at its address, "
+        "and which version, then repeat the command"
+    )
+
+
 def _answer(name: str, verb: str, status: int, raw: bytes) -> dict[str, Any]:
     try:
         if status == 200:
             return msgspec.json.decode(raw, type=dict[str, Any])
         found: Mapping[str, Any] = msgspec.to_builtins(msgspec.json.decode(raw, type=_Failure).error)
     except msgspec.DecodeError as error:
-        raise errors.internal(f"host {name} answered {verb} with something else than JSON of pathctl") from error
+        raise _not_understood(name, verb, "no JSON of pathctl") from error
     raise errors.PathctlError(
         ErrorCode(found["code"]),
         found["message"],
