@@ -26,6 +26,7 @@ from pathctl import (
     errors,
     events,
     metrics,
+    moves,
     pairs,
     pairsteps,
     pairview,
@@ -92,11 +93,14 @@ async def ping(node: Node, peer: str, body: peers.Nothing) -> dict[str, Any]:
 
 USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
     "host.init": (peers.Init, peers.init),
+    "host.show": (peers.Nothing, moves.show_host),
+    "host.set": (moves.SetHost, moves.set_host),
     "host.shutdown": (peers.Nothing, shutdown),
     "config.show": (peers.Nothing, config_show),
     "peer.invite": (peers.Nothing, peers.invite),
     "peer.join": (peers.Join, peers.join),
     "peer.list": (peers.Nothing, peers.list_all),
+    "peer.set": (moves.SetPeer, moves.set_peer),
     "volume.create": (volumes.Create, volumes.create),
     "volume.list": (peers.Nothing, volumes.list_all),
     "volume.show": (volumes.Name, volumes.show),
@@ -131,6 +135,7 @@ LOOKS = frozenset(
 
 PEER_VERBS: dict[str, tuple[type[msgspec.Struct], PeerHandler]] = {
     "ping": (peers.Nothing, ping),
+    "peer.moved": (moves.Moved, moves.moved),
     "volume.look": (pairsteps.LookVolume, pairsteps.look_volume),
     "pair.check": (pairsteps.Check, pairsteps.check),
     "pair.create_volume": (pairsteps.CreateVolume, pairsteps.create_volume),

@@ -172,7 +172,10 @@ def _check_text(arguments: Iterable[str]) -> None:
 def _with_hint(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{message}; look with `{context.command_path} --help`" if context else message
+    if context is None:
+        return message
+    joint = " Look" if message.endswith("?") else "; look"
+    return f"{message}{joint} with `{context.command_path} --help`"
 
 
 def _mistake(error: Exception) -> str:

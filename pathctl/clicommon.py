@@ -50,12 +50,16 @@ class Command(_WithExample, click.Command):
 
 
 class Group(_WithExample, click.Group):
+    """Takes --json too, although alone it does nothing: an error without a command is JSON then as well."""
+
     command_class = Command
     group_class = type  # the same
 
     def __init__(self, *arguments: Any, example: str, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.example = example
+        said = "Print the answer, or the error, as JSON; may stand anywhere."
+        self.params.append(click.Option(["--json"], is_flag=True, expose_value=False, help=said))
 
 
 class Size(click.ParamType[int]):

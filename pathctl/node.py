@@ -78,6 +78,7 @@ class Node:
     # set when there may be unfinished business, when the host got its name, when pathctld is to end
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     named: asyncio.Event = field(default_factory=asyncio.Event)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)  # set when this host got another address
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     # the TCP listener: set when it serves, why it does not, and the live TLS context that new peers are added to
     listening: asyncio.Event = field(default_factory=asyncio.Event)

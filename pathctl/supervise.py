@@ -390,16 +390,21 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def is_free(address: str, port: int) -> bool:
-    """Whether a data port could be listened on right now."""
+    """Whether a port could be listened on right now."""
+    return why_not_free(address, port) is None
+
+
+def why_not_free(address: str, port: int) -> str | None:
+    """Why a port could not be listened on right now; None if it could."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
             probe.listen(1)
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _address(listener: socket.socket) -> object:
