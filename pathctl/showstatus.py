@@ -7,6 +7,7 @@ from pathctl import show, units
 Found = dict[str, Any]
 
 MOST = 8  # problems that are told, so that the rest stays on the screen
+COLUMNS = 100
 _WELL = ("Synchronized", "SyncInProg")
 
 
@@ -33,12 +34,13 @@ def _problems(answer: Found) -> list[str]:
     for pair in answer["pairs"]:
         name = show.handle(pair)
         if pair["state"] not in _WELL:
-            reason = f": {pair['reason']}" if pair["reason"] else ""
-            found.append(f"pair {name} is {pair['state']}{reason}; look with `pathctl why {name}`")
+            found.append(_fitted(f"pair {name} is {pair['state']}", pair["reason"], f"look with `pathctl why {name}`"))
         elif show.to_go(pair) == "not converging":
             found.append(f"pair {name} is not converging; look with `pathctl why {name}`")
     found += [
-        f"volume {volume['name']}: {show.volume_note(volume)}; look with `pathctl volume show {volume['name']}`"
+        _fitted(
+            f"volume {volume['name']}", show.volume_note(volume), f"look with `pathctl volume show {volume['name']}`"
+        )
         for volume in answer["volumes"]
         if volume["failed"] or (volume["incomplete"] and not volume["pair"])  # paired, it becomes complete
     ]
@@ -48,6 +50,14 @@ def _problems(answer: Found) -> list[str]:
         if peer["reachable"] is False or peer.get("note")
     ]
     return found
+
+
+def _fitted(what: str, reason: str | None, then: str) -> str:
+    """One line; of a long reason only the beginning, since what to type tells all of it."""
+    room = COLUMNS - len(f"! {what}: ; {then}")
+    if not reason or room < len("..."):
+        return f"{what}; {then}"
+    return f"{what}: {reason if len(reason) <= room else reason[: room - 1] + '…'}; {then}"
 
 
 def _peers(found: list[Found]) -> None:

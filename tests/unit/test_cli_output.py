@@ -189,6 +189,16 @@ def test_a_watch_on_a_terminal_draws_bars_and_gives_the_cursor_back(api: Api) ->
     assert "n" * 19 + "…" in shown
 
 
+def test_a_long_reason_is_cut_but_not_what_to_type(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [UNHEARD | {"reason": "long " * 40}, UNHEARD | {"source": {"host": "alpha", "volume": "n" * 63}}]
+    api.answers["status"] = TROUBLED | {"pairs": pairs}
+    api.run("status")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines[1]) == 100
+    assert lines[1].endswith("…; look with `pathctl why v`")
+    assert lines[2].endswith(f"look with `pathctl why {'n' * 63}`")
+
+
 def test_status_of_three_pairs_is_one_screen(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     api.answers["status"] = TROUBLED
     api.run("status")
