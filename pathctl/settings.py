@@ -251,6 +251,8 @@ def read(path: Path) -> Found:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, str(error)) from None
+    except RecursionError:
+        raise _syntax_error(path, text, "Brackets are nested too deeply (at line 1, column 1)") from None
     lines = _find_lines(text)
     problems: list[_Problem] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in _sections()}
@@ -302,10 +304,10 @@ def _find_lines(text: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     header, pending, first = "", "", 0
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would know more ends of lines than TOML
         if not pending and (not line.strip() or line.lstrip().startswith("#")):
             continue
-        first, pending = first if pending else number, pending + line
+        first, pending = first if pending else number, f"{pending}{line}\n"
         try:
             tree = tomllib.loads(header + pending)
         except tomllib.TOMLDecodeError:
@@ -371,7 +373,11 @@ def _suggest(name: str, known: list[str], what: str) -> str:
 
 def _shown(value: Any) -> str:
     """Something from the file, short and on one line."""
-    text = value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else json.dumps(value, default=str)
+    text = (
+        value
+        if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value, re.ASCII)
+        else json.dumps(value, default=str)
+    )
     return text if len(text) <= 60 else text[:60] + "..."
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pathctl import settings, shapes
 from pathctl.errors import ErrorCode, PathctlError
@@ -145,6 +147,7 @@ def test_everything_that_is_wrong_is_told_at_once_in_the_order_of_lines(tmp_path
         ('[log]\nlevel = "info"\n\nlevel = "debug"\n', 4),
         ("[copy]\nrate_bytes_s = [1,\n2\n\n", 3),
         ("[copy]\nrate_bytes_s = 50M\n", 2),
+        ("[copy]\nrate_bytes_s = " + "[" * 5000, 1),
     ],
 )
 def test_a_file_that_is_no_toml_is_told_with_the_line(tmp_path, text, line):
@@ -186,6 +189,33 @@ port_first   = 1
         "data": 7,
         "data.port_first": 9,
     }
+
+
+def test_a_line_ends_where_toml_says_and_nowhere_else(tmp_path):
+    text = "# a\u2028b\x85c\r\n[log]\r\nlevel = 'debug'\r\n"
+    assert settings.read(write(tmp_path, text)).lines == {"log": 2, "log.level": 3}
+
+
+WORDS = '[log]|[data]|[[copy]]|level|port_first|keep| = |=|"|"""|\'|[|]|{|}|#|.|,|1|-1|50M|true|nan|1979-05-27|\\'
+PIECES = st.sampled_from([*WORDS.split("|"), "\n", "\n", "\r\n", "\x00", "\x1b", "\u202e"]) | st.text(max_size=3)
+
+
+def outcome(file: Path) -> settings.Found | PathctlError:
+    try:
+        return settings.read(file)
+    except PathctlError as error:
+        return error
+
+
+@given(st.lists(PIECES, max_size=25).map("".join))
+def test_any_text_is_settings_or_refused_with_one_line_that_can_be_printed(tmp_path_factory, text):
+    found = outcome(write(tmp_path_factory.getbasetemp(), text.encode(errors="surrogatepass")))
+    if isinstance(found, PathctlError):
+        assert found.code == ErrorCode.USAGE
+        assert found.message.isprintable(), repr(found.message)
+        assert re.search(r", line \d+: ", found.message)
+    else:
+        assert all(1 <= line <= text.count("\n") + 1 for line in found.lines.values())
 
 
 @pytest.mark.parametrize(
