@@ -12,6 +12,15 @@ import click
 
 from pathctl import cli, signals
 
+JSON = """\
+With --json, which may stand anywhere on the command line, a command prints one JSON object with "version": 1
+first; `pair watch` and `events --follow` print one on each line. A command that fails prints {"version": 1, "error":
+{"code": ..., "message": ...}}. The file schema.json beside the program's Python modules describes every answer as JSON
+Schema. What is added raises nothing; what goes, or changes what it means, raises the version.
+
+Without --yes a command that would lose data asks on a terminal, and is refused with exit code 4 elsewhere and with
+--json; --dry-run tells what would be done and lost.
+"""
 FILES = [
     ("/etc/pathctl/pathctl.toml", "settings of pathctld; see `pathctl config show`"),
     ("/var/lib/pathctl/", "database, volumes, keys and logs"),
@@ -49,6 +58,7 @@ def _page(context: click.Context) -> str:
         ("OPTIONS", list(_options(context))),
         ("EXAMPLE", _example(context.command)),
         ("EXIT STATUS", list(_exits())),
+        ("JSON", _paragraphs(JSON) if is_root else []),
         ("FILES", [line for path, text in FILES for line in _item(path, text)] if is_root else []),
         ("SEE ALSO", _see_also(context)),
     ]

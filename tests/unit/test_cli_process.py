@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -237,6 +238,22 @@ def test_another_user_is_told_so(api: Api) -> None:
     assert shown.returncode == errors.ExitCode.REFUSED, shown.stderr
     assert "repeat the command as root" in shown.stderr
     assert len(shown.stderr.splitlines()) == 1
+
+
+def test_a_pathctld_that_ends_in_the_middle_leaves_what_it_did_unknown(tmp_path: Path) -> None:
+    path = client.socket_path(tmp_path)
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        command = [PROGRAM, "--root", tmp_path, "pair", "suspend", "v"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            server.settimeout(LIMIT_S)
+            server.accept()[0].close()
+            _out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == errors.ExitCode.UNREACHABLE
+    assert "what it did is unknown, look with `pathctl status`" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_silent_pathctld_ends_at_the_time_limit(slow_api: Api) -> None:
