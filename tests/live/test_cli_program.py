@@ -51,6 +51,8 @@ def test_what_real_daemons_answer_is_what_the_schema_says(hosts: tuple[Daemon, D
     ask(alpha, "host show", "HostAnswer")
     ask(alpha, "peer list", "PeersAnswer")
     ask(alpha, "peer invite", "InviteAnswer")
+    ask(alpha, f"host set --address 127.0.0.1:{alpha.port}", "HostAnswer")
+    ask(alpha, f"peer set beta --address 127.0.0.1:{beta.port}", "PeerAnswer")
     ask(alpha, "volume create v --size 8M --dry-run", "PlanAnswer")
     ask(alpha, "volume create v --size 8M", "VolumeAnswer")
     ask(alpha, "pair create v beta:w --invalidate destination --create --dry-run", "PlanAnswer")
