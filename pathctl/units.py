@@ -49,14 +49,6 @@ def format_rate(rate_bytes_s: int | None) -> str:
     return f"{format_size(rate_bytes_s)}/s" if rate_bytes_s else "paused"
 
 
-def format_done(left: int, total: int) -> str:
-    """How much of `total` is done, rounded down: 100 % is said only when nothing is left."""
-    if total <= 0:
-        return "100%" if left <= 0 else "0%"
-    tenths = max(0, total - left) * 1000 // total
-    return "100%" if tenths == 1000 else f"{tenths // 10}.{tenths % 10}%"
-
-
 def parse_duration(text: str) -> float:
     """Seconds of `10m`, `2h`, `3d`, `1.5h`; ValueError, with a sentence, for anything else."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip(), re.ASCII | re.IGNORECASE)

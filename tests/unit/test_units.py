@@ -77,8 +77,42 @@ def test_a_rate_is_shown_as_what_it_does() -> None:
     assert [units.format_rate(rate) for rate in (None, 0, 50 << 20)] == ["none", "paused", "50M/s"]
 
 
-@given(st.integers(0, 1 << 40), st.integers(1, 1 << 40))
-def test_progress_says_100_percent_only_when_nothing_is_left(left: int, total: int) -> None:
-    shown = units.format_done(left, total)
-    assert (shown == "100%") == (left == 0)
-    assert 0 <= float(shown.rstrip("%")) <= 100
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("10m", 600), ("2h", 7200), ("1.5H", 5400), ("3d", 259200), (" 1w ", 604800)]
+)
+def test_a_length_of_time_has_a_unit(text: str, seconds: float) -> None:
+    assert units.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "10 m", "10y", "1e3s", "\u0661m", "9" * 20 + "d"])
+def test_what_is_no_length_of_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no length of time"):
+        units.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (-3, "0s"),
+        (59.9, "59s"),
+        (60, "1m00s"),
+        (190, "3m10s"),
+        (3599, "59m59s"),
+        (7500, "2h05m"),
+        (273600, "3d04h"),
+        (float("inf"), "1157407d09h"),
+    ],
+)
+def test_a_length_of_time_is_shown_in_two_units(seconds: float, text: str) -> None:
+    assert units.format_duration(seconds) == text
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True), st.booleans())
+def test_a_percentage_is_100_only_if_it_is_done_and_never_out_of_range(percent: float, is_done: bool) -> None:
+    shown = units.format_percent(percent, is_done)
+    assert (shown == "100%") == is_done
+    value = float(shown.rstrip("%"))
+    assert 0 <= value <= 100
+    if not is_done and 0 <= percent <= 99.9:
+        assert percent - 0.11 <= value <= percent
