@@ -76,7 +76,7 @@ SITUATIONS: Mapping[Situation, Text] = {
     Situation.CREATING: Text(
         "The pair is being created; its volumes are reserved for it, and nothing of it is promised yet.",
         "pathctld finishes it or undoes it by itself, usually within seconds.",
-        cause="A `pathctl pair create` is under way.",
+        cause="A `pair create` is under way.",
     ),
     Situation.CREATING_AWAY: Text(
         "The pair was being created and this could not be ended, because host {peer} has to be asked and does not "
@@ -88,7 +88,7 @@ SITUATIONS: Mapping[Situation, Text] = {
     Situation.DELETING: Text(
         "The pair is being deleted; both volumes stay.",
         "pathctld finishes it by itself, usually within seconds.",
-        cause="A `pathctl pair delete` is under way.",
+        cause="A `pair delete` is under way.",
     ),
     Situation.DELETING_AWAY: Text(
         "The pair is being deleted, and host {peer} has not confirmed its half yet.",
@@ -101,7 +101,7 @@ SITUATIONS: Mapping[Situation, Text] = {
         "Nothing happens by itself. Free this half with the command below; the volume stays, and `pathctl volume show "
         "{volume}` says whether its data is complete.",
         _HALF,
-        cause="The pair was ended at {peer} without this host (`pathctl pair delete --half`, or {peer} was set up "
+        cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up "
         "anew).",
     ),
     Situation.FAILED: Text(

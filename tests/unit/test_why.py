@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from typing import Any, get_args, get_type_hints
 
+import click
 import msgspec
 import pytest
 
 from nbdplugin import lineage
-from pathctl import shapes, why
+from pathctl import cli, shapes, why
 from pathctl.why import Facts, Situation
 
 PAIR = shapes.Pair(
@@ -115,6 +117,23 @@ def check(found: shapes.Why) -> None:
         assert re.fullmatch(r"pathctl (pair|volume|attach) [a-z0-9 -]+", found.command), found.command
 
 
+def commands(found: shapes.Why) -> set[str]:
+    """All that it says can be typed."""
+    quoted = re.findall(r"`(pathctl [^`]+)`", " ".join(sentences(found)))
+    return {found.command, *quoted} - {None}
+
+
+def parse(text: str) -> None:
+    """As the command line would read it; raises click's UsageError."""
+    words = shlex.split(text.replace("SIDE", "source").replace("ADDRESS", "192.0.2.1"))[1:]
+    context, command = click.Context(cli.cli), cli.cli
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        command = command.get_command(context, name)
+        assert command is not None, text
+    command.make_context("pathctl", words, parent=context)
+
+
 @pytest.mark.parametrize(("facts", "situation", "command"), TABLE, ids=lambda value: getattr(value, "name", None))
 def test_each_situation_is_recognized_and_names_its_command(facts, situation, command) -> None:
     assert why.situation(facts) == situation
@@ -147,10 +166,16 @@ def test_whatever_is_the_case_all_of_it_is_said_in_whole_sentences() -> None:
         {"link_error": "the peer answered: No space left on device", "copy_error": "x", "actor": "uid 0 (root)"},
         {"device_failed": "its process has ended", "actor": "host beta", "cause": "pair.suspend", "limit_bytes_s": 0},
     ]
+    said: set[str] = set()
     for state, side, left, known in itertools.product(STATES, ("source", "destination"), lefts, more):
         facts = make({"state": state, "side": side, **left}, **known)
         assert why.situation(facts) in Situation
-        check(why.explain(facts))
+        found = why.explain(facts)
+        check(found)
+        said |= commands(found)
+    assert len(said) > 10
+    for text in said:
+        parse(text)
 
 
 @pytest.mark.parametrize("verdict", list(lineage.SENTENCES))
@@ -160,6 +185,8 @@ def test_every_refusal_of_a_greeting_is_known_and_told_what_to_do_about(verdict,
     assert why.find_refusal(reason).sign, "known by name, not just as some refusal"
     found = why.explain(make({"state": "Refused", "side": side, "reason": reason, **LEFT}, link_error=reason))
     check(found)
+    for text in commands(found):
+        parse(text)
     assert lineage.SENTENCES[verdict] in found.cause
     if verdict is lineage.Verdict.BOTH_MOVED:
         assert found.command is None, "whose data is kept is decided by a person"
