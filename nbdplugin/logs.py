@@ -22,6 +22,7 @@ TRACE_MOST = 6000
 TRACE_FRAMES = 50
 KINDS_MOST = 100
 
+log = logging.getLogger(__name__)
 _PLAIN = re.compile(r"[\w.:/@%+,~-]+", re.ASCII)
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n"}
 
@@ -33,6 +34,14 @@ def set_up(volume: str, get_pair: Callable[[], str | None], level: str, per_minu
     root.handlers[:] = [Handler(sys.stderr, volume, get_pair, per_minute)]
     root.setLevel(level.upper())
     sys.tracebacklimit = 0
+    threading.excepthook = _tell_lost
+
+
+def _tell_lost(failed: threading.ExceptHookArgs) -> None:
+    """A thread has ended by an error that it did not expect."""
+    if failed.exc_value is not None:
+        found = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+        log.error("thread %s failed", failed.thread.name if failed.thread else "?", exc_info=found)
 
 
 def quote(value: object, most: int = TEXT_MOST) -> str:

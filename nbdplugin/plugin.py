@@ -135,12 +135,22 @@ def after_fork() -> None:
 
 
 def open(readonly: bool) -> _Handle:
-    return _Handle(_process.service.open_export(nbdkit.export_name()))
+    try:
+        return _Handle(_process.service.open_export(nbdkit.export_name()))
+    except PathError:
+        raise
+    except Exception:
+        log.exception("open failed")
+        raise
 
 
 def close(handle: _Handle) -> None:
-    handle.export.close()
-    handle.pins.release()
+    try:
+        handle.export.close()
+        handle.pins.release()
+    except Exception:
+        log.exception("close failed")
+        raise
 
 
 def get_size(handle: _Handle) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shlex
+import threading
 import time
 from pathlib import Path
 
@@ -295,3 +296,15 @@ def test_the_data_plane_tells_what_it_held_back_although_nothing_else_is_logged(
         handler.handle(logging.LogRecord("x", logging.WARNING, "", 0, "it failed", (), None))
     wait_until(lambda: "more suppressed" in out.getvalue() or handler._timer is None, "the timer has run")
     assert "more suppressed" in out.getvalue()
+
+
+def test_a_thread_of_the_data_plane_that_fails_is_told_with_its_traceback(monkeypatch, out, clock):
+    monkeypatch.setattr(plane_logs.log, "handlers", [plane_logs.Handler(out, "home", lambda: None, 10, clock)])
+    monkeypatch.setattr(threading, "excepthook", plane_logs._tell_lost)
+    thread = threading.Thread(target=lambda: 1 / 0, name="watch-3")
+    thread.start()
+    thread.join(10)
+    (line,) = out.lines()
+    assert 'msg="thread watch-3 failed"' in line
+    assert "ZeroDivisionError" in line
+    assert "test_logs.py" in line
