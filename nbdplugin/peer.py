@@ -164,7 +164,11 @@ def _tell_broken(error: nbd.Error, waited_s: float, limit_s: float) -> str:
 
 
 def _explain(error: Exception) -> str:
-    return str(getattr(error, "string", None) or getattr(error, "strerror", None) or error)
+    """Without the names of libnbd's functions, where the system's own words say it all."""
+    text = str(getattr(error, "string", None) or getattr(error, "strerror", None) or error)
+    number = getattr(error, "errnum", 0)
+    plain = os.strerror(number) if number else ""
+    return plain if plain and text.endswith(plain) else text
 
 
 class Pool:

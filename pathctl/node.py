@@ -39,6 +39,7 @@ class Recorded(msgspec.Struct):
     since: float | None = None
     actor: str | None = None
     cause: str | None = None
+    is_alone: bool = False  # from a destination that did not hear the source's host
     look: int = 0  # the number of the look that told it
     path_look: int = 0
     session: int | None = None

@@ -168,7 +168,7 @@ def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:
 
 
 def _noted(node: Node, half: Half, sample: Sample, number: int, told: statelog.Told | None = None) -> Sample:
-    since = statelog.note(node, sample.pair, number, told)
+    since = statelog.note(node, sample.pair, number, told, is_alone=not sample.is_heard and half.side == "destination")
     if sample.pair.since is None:
         sample = msgspec.structs.replace(sample, pair=msgspec.structs.replace(sample.pair, since=since))
     node.samples[half.pair] = sample

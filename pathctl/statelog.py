@@ -39,8 +39,11 @@ class Told(msgspec.Struct, frozen=True):
     cause: str | None
 
 
-def note(node: Node, pair: shapes.Pair, look: int, told: Told | None = None) -> float | None:
-    """Record the state that look number `look` saw, if it is another; -> since when the pair is in it."""
+def note(node: Node, pair: shapes.Pair, look: int, told: Told | None = None, *, is_alone: bool = False) -> float | None:
+    """Record the state that look number `look` saw, if it is another; -> since when the pair is in it.
+
+    `is_alone`: it is what a destination can say that does not hear the source's host.
+    """
     known = _recorded(node, pair.pair)
     is_new = look >= known.look and known.state != pair.state and not _is_meeting(pair, known)
     if is_new and _is_there(node, pair):
@@ -50,7 +53,7 @@ def note(node: Node, pair: shapes.Pair, look: int, told: Told | None = None) -> 
             is_kept = node.db.record("pair.state", message, before=known.state, after=pair.state, **_names(pair))
         if is_kept:
             known.state, known.since = node.db.last_state(pair.pair) or (None, None)
-            known.actor, known.cause = who, cause
+            known.actor, known.cause, known.is_alone = who, cause, is_alone
     known.look = max(look, known.look)
     return known.since if known.state == pair.state else None
 
@@ -90,6 +93,8 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     is_asked_for = pair.state in _ASKED_AFTER or known.state in _ASKED_BEFORE
     if actor.who.get() != actor.ITSELF and actor.why.get() in _CHANGING and is_asked_for:
         return actor.who.get(), _command(actor.why.get())
+    if told is not None and known.is_alone:
+        return actor.ITSELF, f"pathctld of host {told.host} is heard again"
     if told is not None and told.cause is not None:
         is_asked = told.actor not in (None, actor.ITSELF)
         by = f" (asked for by {told.actor} at host {told.host})" if is_asked else ""

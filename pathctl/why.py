@@ -101,8 +101,7 @@ SITUATIONS: Mapping[Situation, Text] = {
         "Nothing happens by itself. Free this half with the command below; the volume stays, and `pathctl volume show "
         "{volume}` says whether its data is complete.",
         _HALF,
-        cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up "
-        "anew).",
+        cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up anew).",
     ),
     Situation.FAILED: Text(
         "Volume {volume} on this host has failed: its store or its track table gave an error.",
@@ -281,6 +280,9 @@ REFUSALS = (
     ),
     Refusal("", _TRIED + "See the log of {destination} on {destination_host}."),
 )
+_HALF_DEAF = (
+    " But pathctld on host {peer} does not answer: data goes on without it, commands need it; start it again there."
+)
 _REFUSED = "The path is wanted, but {other} answers no: no data moves, and nothing was changed by the refusal."
 
 
@@ -349,8 +351,19 @@ def explain(facts: Facts) -> shapes.Why:
         meaning=text.meaning.format_map(names),
         cause=_cause(facts, found) or (text.cause or "The cause is not known.").format_map(names),
         safe=_safe(facts, found, names),
-        next=text.next.format_map(names),
+        next=text.next.format_map(names) + (_HALF_DEAF.format_map(names) if _is_half_deaf(facts, found) else ""),
         command=None if text.command is None else text.command.format_map(names),
+    )
+
+
+def _is_half_deaf(facts: Facts, found: Situation) -> bool:
+    """The data connection is up, and the peer's pathctld is away."""
+    return facts.is_reachable is False and found in (
+        Situation.COPYING,
+        Situation.CONFIRMING,
+        Situation.PAUSED,
+        Situation.STUCK,
+        Situation.SYNCHRONIZED,
     )
 
 

@@ -164,6 +164,8 @@ def test_a_daemon_that_is_away_is_told_by_its_peer_and_why_says_what_to_do(hosts
     wait_state(beta, "vb", "Synchronized")
     assert wait_event(beta, "peer.reachable").peer == "alpha"
     assert [event.kind for event in events_of(alpha, "daemon.started", "daemon.stopped")] == ["daemon.started"] * 2
+    back = events_of(beta, "pair.state", pair=pair)[-1]
+    assert (back.actor, back.cause) == ("pathctld", "pathctld of host alpha is heard again")
     assert states(alpha, pair)[-1][1] == "Synchronized", "a restart alone is no change of state"
     alpha.terminate()
     alpha.start()

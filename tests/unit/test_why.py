@@ -216,6 +216,11 @@ def test_who_suspended_the_path_is_named() -> None:
     assert found.cause == "It was asked for by uid 0 (root): pathctl pair suspend."
 
 
+def test_a_peers_daemon_that_is_away_is_told_although_data_goes_on() -> None:
+    assert "pathctld on host beta does not answer" in why.explain(make(is_reachable=False)).next
+    assert "pathctld" not in why.explain(make(is_reachable=True)).next
+
+
 def test_what_is_safe_follows_from_what_is_left_and_where() -> None:
     def safe(**changes: Any) -> str:
         return why.explain(make({"state": "Suspended", **changes})).safe
