@@ -23,6 +23,7 @@ from aiohttp import web
 
 from pathctl import (
     actor,
+    backup,
     errors,
     events,
     metrics,
@@ -100,6 +101,7 @@ USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
     "peer.invite": (peers.Nothing, peers.invite),
     "peer.join": (peers.Join, peers.join),
     "peer.list": (peers.Nothing, peers.list_all),
+    "backup.make": (backup.Make, backup.make),
     "peer.set": (moves.SetPeer, moves.set_peer),
     "volume.create": (volumes.Create, volumes.create),
     "volume.list": (peers.Nothing, volumes.list_all),

@@ -78,36 +78,17 @@ def _load(root: str | None, *, is_ending: bool) -> config.Config:
         return config.at(root)
 
 
-@contextlib.contextmanager
-def _alone(cfg: config.Config) -> Iterator[None]:
-    """Hold the lock of this root."""
-    with _lock(cfg.pid_file) as file:
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-        file.truncate(0)
-
-
-def _lock(path: Path) -> IO[str]:
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise errors.refused(f"a pathctld is running already with this root ({path}); stop it first") from None
-    return file
-
-
 async def _serve_alone(cfg: config.Config) -> None:
-    with _alone(cfg):
+    with rootlock.alone(cfg):
+        backup.finish(cfg)
         await _until_stopped(cfg, serving=True)
 
 
 async def _stop_all(cfg: config.Config) -> None:
     """Through the running pathctld if there is one, else in its place."""
     try:
-        with _alone(cfg):
+        with rootlock.alone(cfg):
+            backup.finish(cfg)
             await _until_stopped(cfg, serving=False)
     except PathctlError as error:
         if error.code != ErrorCode.REFUSED:

@@ -143,6 +143,16 @@ class Database:
     def close(self) -> None:
         self._sql.close()
 
+    def copy(self, path: Path) -> None:
+        """A consistent copy of the file, without a log of its own."""
+        with self._told():
+            target = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._sql.backup(target)
+                target.execute("PRAGMA journal_mode = DELETE")
+            finally:
+                target.close()
+
     def _check(self, path: Path) -> None:
         (found,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":

@@ -346,7 +346,8 @@ class _Run:
 
 def step_names(spec: Spec) -> list[str]:
     """The steps in their order."""
-    made = ["create_source"] * spec.create_source + ["create_destination"] * spec.create_destination
+    made = ["create_source"] * spec.create_source
+    made += ["create_destination"] * spec.create_destination
     return ["journal", *made, "first", "second", "greet", "ready"]
 
 
