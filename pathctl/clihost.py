@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pathctl import clicommon, show, signals
+from pathctl import clicommon, errors, show, signals
 
 DEFAULT_PORT = 7630  # config.DEFAULT_PORT, which takes too long to import; a test holds them together
 
@@ -180,7 +180,10 @@ def restore(file: str, yes: bool, dry_run: bool) -> None:
         from pathctl import backup, config, shapes
 
         signals.say("interrupted" if dry_run else f"interrupted: repeat `pathctl restore {show.clean(file)}`")
-        done = backup.restore(config.load(clicommon.root()), Path(file).absolute(), dry_run)
+        try:
+            done = backup.restore(config.at(clicommon.root()), Path(file).absolute(), dry_run)
+        except PermissionError as error:
+            raise errors.refused(f"you may not use {error.filename}: repeat the command as root") from error
         fields: dict[str, Any] = msgspec.to_builtins(done)
         return {"plan": fields} if isinstance(done, shapes.Plan) else fields
 
@@ -190,7 +193,7 @@ def restore(file: str, yes: bool, dry_run: bool) -> None:
 
 
 def _contents(file: str) -> Any:
-    return lambda found: print(f"{show.clean(file)}: {', '.join(map(show.clean, found))}")
+    return lambda found: print(show.clean(file), *map(show.clean, found), sep="\n  ")
 
 
 @click.command(cls=clicommon.Command, example="pathctl metrics | grep pathctl_pair_left")

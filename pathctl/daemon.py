@@ -9,21 +9,19 @@ working and are adopted by the next one; so a restart, which is what reads the s
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Iterator
-from pathlib import Path
-from typing import IO
+from collections.abc import Awaitable
 
 import aiohttp
 from aiohttp import web
 
 from pathctl import (
     api,
+    backup,
     config,
     db,
     errors,
@@ -35,6 +33,7 @@ from pathctl import (
     pki,
     planes,
     process,
+    rootlock,
     supervise,
     volumes,
 )

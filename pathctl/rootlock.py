@@ -1,0 +1,31 @@
+"""rootlock - one at a time may change what lies below a root: a pathctld, or a restore in its place."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from pathctl import config, errors
+
+
+@contextlib.contextmanager
+def alone(cfg: config.Config) -> Iterator[None]:
+    """Hold the lock of this root."""
+    with _lock(cfg.pid_file) as file:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _lock(path: Path) -> IO[str]:
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise errors.refused(f"a pathctld is running already with this root ({path}); stop it first") from None
+    return file
