@@ -106,6 +106,25 @@ def test_nothing_is_overwritten_without_yes(hosts: tuple[Daemon, Daemon]) -> Non
     assert beta.image("v").read_bytes() == bytes(4 * MIB)
 
 
+def test_a_configuration_is_kept_and_put_back(hosts: tuple[Daemon, Daemon], tmp_path: Path) -> None:
+    alpha, _beta = hosts
+    assert run(alpha, "volume create v --size 4M").returncode == 0
+    file = tmp_path / "alpha.backup"
+    ask(alpha, f"backup {file}", "FileAnswer")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert run(alpha, f"backup {file}").returncode == errors.ExitCode.REFUSED
+    assert run(alpha, "volume create younger --size 4M").returncode == 0
+    assert run(alpha, f"restore {file}").returncode == errors.ExitCode.REFUSED  # pathctld runs
+    alpha.stop_all()
+    loses = ask(alpha, f"restore {file} --dry-run", "PlanAnswer")["plan"]["loses"]
+    assert any("younger" in sentence for sentence in loses)
+    assert "younger" in ask(alpha, f"restore {file}", "ErrorAnswer")["error"]["message"]
+    ask(alpha, f"restore {file} --yes", "FileAnswer")
+    alpha.start()
+    names = [volume["name"] for volume in ask(alpha, "volume list", "VolumesAnswer")["volumes"]]
+    assert names == ["v"]
+
+
 def test_a_watch_goes_on_through_a_restart_of_pathctld_and_never_falls(hosts: tuple[Daemon, Daemon]) -> None:
     alpha, beta = hosts
     assert run(beta, "volume create v --size 16M").returncode == 0
