@@ -317,6 +317,8 @@ def _check(cfg: config.Config, path: Path, folder: Path, manifest: Manifest) -> 
         rows = _read_rows(folder / DATABASE)
     except (sqlite3.DatabaseError, msgspec.ValidationError) as error:
         raise _refused(path, f"its database is damaged ({error})") from error
+    except PathctlError as error:
+        raise _refused(path, f"its database was written by a newer pathctld ({error.message})") from error
     _check_rows(path, manifest, rows)
     return rows
 
@@ -328,9 +330,7 @@ def _read_rows(path: Path) -> _Rows:
     try:
         (version,) = sql.execute("PRAGMA user_version").fetchone()
         if not 0 < version <= schema.VERSION:
-            raise errors.refused(
-                f"{path.name} has schema {version}, this pathctl knows up to {schema.VERSION}; install the newer one"
-            )
+            raise errors.refused(f"schema {version}, this pathctl knows up to {schema.VERSION}; install the newer one")
         (found,) = sql.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(str(found).replace("\n", " "))
