@@ -53,6 +53,7 @@ class Reach(msgspec.Struct, frozen=True):
     at: float  # seconds since the epoch: when it was last asked, or heard
     note: str | None = None  # why it is not reachable, or what is odd about it
     clock_skew_s: float | None = None  # its clock less ours
+    is_clock_off: bool = False  # by more than is put up with
 
 
 class Channel(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ def heard(node: Node, name: str) -> None:
     if before is not None and before.is_reachable:
         node.reach[name] = msgspec.structs.replace(before, at=time.time())
         return
-    node.reach[name] = Reach(True, time.time())
+    node.reach[name] = Reach(True, time.time(), is_clock_off=before.is_clock_off if before else False)
     if before is not None:
         with actor.by():
             node.db.record("peer.reachable", f"pathctld of host {name} answers again", peer=name)
@@ -31,7 +31,8 @@ def heard(node: Node, name: str) -> None:
 def unheard(node: Node, name: str, error: errors.PathctlError) -> None:
     """It was asked and has not answered."""
     before = node.reach.get(name)
-    node.reach[name] = Reach(False, time.time(), error.message)
+    was_off = before.is_clock_off if before else False
+    node.reach[name] = Reach(False, time.time(), error.message, is_clock_off=was_off)
     if before is None or before.is_reachable:
         with actor.by():
             message = f"pathctld of host {name} does not answer"
@@ -53,9 +54,8 @@ def note_clock(node: Node, name: str, their_time: float, asked: float, answered:
     limit_s = node.cfg.settings.peers.clock_skew_s + (answered - asked) / 2
     is_off = abs(skew_s) > limit_s
     note = _clock_note(name, skew_s) if is_off else None
-    node.reach[name] = msgspec.structs.replace(known, clock_skew_s=skew_s, note=note)
-    was_off = known.note is not None
-    if is_off != was_off:
+    node.reach[name] = msgspec.structs.replace(known, clock_skew_s=skew_s, note=note, is_clock_off=is_off)
+    if is_off != known.is_clock_off:
         with actor.by():
             said = note or f"the clock of host {name} agrees with this host's again"
             node.db.record("peer.clock", said, peer=name, after=f"{skew_s:+.1f} s")

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import nbd
@@ -451,3 +452,21 @@ def test_a_dead_block_device_is_told_once(hosts) -> None:
 def _serves_device(process: psutil.Process, host: Daemon) -> bool:
     words = process.info["cmdline"] or []
     return "pathctl.fusefile" in words and any(str(host.root) in word for word in words)
+
+
+def test_a_peer_whose_clock_is_wrong_is_told_with_how_much(hosts) -> None:
+    alpha, beta = hosts
+    beta.terminate()
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    beta.environment = {"LD_PRELOAD": str(library), "FAKETIME": "+1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    beta.start()
+    told = wait_event(alpha, "peer.clock")
+    assert (told.peer, told.actor) == ("beta", "pathctld")
+    (peer,) = msgspec.convert(alpha.call("status")["peers"], list[shapes.Peer])
+    assert (peer.reachable, peer.clock_skew_s) == (True, pytest.approx(3600, abs=WAIT_S))
+    assert "ahead of this host's" in (peer.note or "")
+    beta.terminate()
+    beta.environment = {}
+    beta.start()
+    wait_until(lambda: len(events_of(alpha, "peer.clock")) == 2, "the clocks agree again")
+    assert alpha.call("status")["peers"][0]["note"] is None
