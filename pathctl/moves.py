@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import channels, config, db, errors, peers, planes, supervise
+from pathctl import channels, config, db, errors, peers, planes, protocol, supervise
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
@@ -108,12 +108,14 @@ async def _tell_peers(node: Node, host: db.Host) -> list[str]:
     """-> which peers were not told, and what to type there."""
 
     async def tell(name: str) -> str | None:
+        command = f"pathctl peer set {host.name} --address {_join(host.address, host.port)}"
         try:
+            if await peers.version(node, name) < protocol.SINCE["peer.moved"]:
+                return f"host {name} is of an older release, so bring it to this one, then run `{command}` there"
             await peers.call(
                 node, name, "peer.moved", Moved(host.address, host.port), 2 * node.cfg.timeouts.peer_look_s
             )
         except PathctlError as error:
-            command = f"pathctl peer set {host.name} --address {_join(host.address, host.port)}"
             return f"host {name} was not told ({error.message}): run `{command}` there"
         return None
 

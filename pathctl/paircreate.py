@@ -14,7 +14,21 @@ from typing import Any
 
 import msgspec
 
-from pathctl import config, controlclient, db, errors, faults, logs, pairsteps, peers, pki, planes, statelog, volumes
+from pathctl import (
+    config,
+    controlclient,
+    db,
+    errors,
+    faults,
+    logs,
+    pairsteps,
+    peers,
+    pki,
+    planes,
+    protocol,
+    statelog,
+    volumes,
+)
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
@@ -113,6 +127,7 @@ async def plan(node: Node, body: Create, source: str, peer: str, destination: st
         destination, source, body.invalidate, spec.size, spec.track_size, create=spec.create_destination
     )
     try:
+        protocol.require_dry_run(peer, await peers.version(node, peer))
         await peers.call(node, peer, "pair.check", wanted, node.cfg.timeouts.peer_look_s)
     except NoAnswer as error:
         raise unchanged(error) from error

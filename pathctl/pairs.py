@@ -219,7 +219,7 @@ async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Dele
 
 async def _require_dry_run(node: Node, peer: str, is_wanted: bool) -> None:
     if is_wanted:
-        protocol.require(peer, await peers.version(node, peer), protocol.DRY_RUN, "--dry-run")
+        protocol.require_dry_run(peer, await peers.version(node, peer))
 
 
 # forwarding

@@ -76,10 +76,14 @@ def knows(verb: str) -> bool:
     return SINCE.get(verb, 1) <= spoken().newest
 
 
-def require(host: str, version: int, needed: int, what: str) -> None:
-    """Refuse what a host of this version does not know."""
+def require(host: str, version: int, needed: int, what: str, instead: str = "") -> None:
+    """Refuse what a host of this version does not know; `instead`: what else can be done."""
     if version < needed:
         raise errors.refused(
             f"host {host} speaks version {version} of the control protocol, which has no {what}; nothing was changed: "
-            "bring it to this release of pathctl"
+            f"bring it to this release of pathctl{instead}"
         )
+
+
+def require_dry_run(host: str, version: int) -> None:
+    require(host, version, DRY_RUN, "--dry-run", ", or give --yes to do without the look at what would be lost")
