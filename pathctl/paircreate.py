@@ -217,6 +217,8 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
 
 def unchanged(error: PathctlError) -> PathctlError:
     """A peer could not be asked, and nothing had been begun."""
+    if isinstance(error, NoAnswer) and peers.is_another(error):
+        return PathctlError(error.code, f"{error.message}; nothing was changed")
     return PathctlError(
         error.code,
         f"{error.message}; nothing was changed: see that pathctld runs there and that the network lets us through, "

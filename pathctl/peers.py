@@ -330,9 +330,12 @@ async def _send(
             ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} cannot be reached", sent=False
         ) from error
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        raise errors.NoAnswer(
-            ErrorCode.UNREACHABLE, f"host {name} at {address}:{port} was asked ({verb}) and did not answer", sent=True
-        ) from error
+        what = f"host {name} at {address}:{port} was asked ({verb}) and did not answer"
+        if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):  # a refused certificate too
+            what += (
+                ": it broke off the connection, because its pathctld ended, its clock is wrong or it forgot this host"
+            )
+        raise errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=True) from error
 
 
 def _wrong_certificate(name: str, address: str, port: int, error: Exception) -> errors.NoAnswer:
