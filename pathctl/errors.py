@@ -6,8 +6,10 @@ undone and what is still pending.  It is mapped once to HTTP (api) and once to a
 
 import enum
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+NAME_MOST = 80  # characters of a wrong name that are said again
 
 
 class ErrorCode(enum.StrEnum):
@@ -92,6 +94,20 @@ def refused(message: str) -> PathctlError:
 
 def internal(message: str) -> PathctlError:
     return PathctlError(ErrorCode.INTERNAL, message)
+
+
+def quote(name: str) -> str:
+    """A name that somebody typed, fit to stand in a sentence whatever it holds."""
+    is_plain = len(name) <= NAME_MOST and name.isascii() and name.isprintable() and " " not in name and name
+    return name if is_plain else repr(name if len(name) <= NAME_MOST else name[:NAME_MOST] + "...")
+
+
+def see(name: str, known: Iterable[str], command: str) -> str:
+    """What to do about a name that is not known: the one that was meant, if it is near, or the list."""
+    import difflib  # here: it is rarely needed, and the command line starts without it
+
+    near = difflib.get_close_matches(name[:NAME_MOST], list(known), 1)
+    return f"did you mean {near[0]}; see `{command}`" if near else f"see `{command}`"
 
 
 def is_full(error: OSError) -> bool:

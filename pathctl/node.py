@@ -111,13 +111,15 @@ class Node:
     def peer(self, name: str) -> Peer:
         found = self.db.peer(name)
         if found is None:
-            raise errors.not_found(f"no host called {name} is enrolled; see `pathctl peer list`")
+            near = errors.see(name, (peer.name for peer in self.db.peers()), "pathctl peer list")
+            raise errors.not_found(f"no host called {errors.quote(name)} is enrolled; {near}")
         return found
 
     def volume(self, name: str) -> Volume:
         found = self.db.volume(name)
         if found is None:
-            raise errors.not_found(f"there is no volume {name} on this host; see `pathctl volume list`")
+            near = errors.see(name, (volume.name for volume in self.db.volumes()), "pathctl volume list")
+            raise errors.not_found(f"there is no volume {errors.quote(name)} on this host; {near}")
         return found
 
     @contextlib.contextmanager

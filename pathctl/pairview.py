@@ -93,13 +93,19 @@ def find(node: Node, name: str) -> Half:
     if matching and len(uuid) < MIN_PREFIX:
         raise errors.usage(f"{name!r} is too little of a pair's UUID; give at least {MIN_PREFIX} digits of it")
     if len(matching) > 1:
-        raise errors.usage(f"{name} is the beginning of {len(matching)} pairs; give more of the UUID")
+        some = ", ".join(f"{half.pair} ({half.volume})" for half in matching[:3])
+        raise errors.usage(f"{name} is the beginning of {len(matching)} pairs, {some}; give more of the UUID")
     if matching:
         return matching[0]
     outcome = node.db.outcome(uuid)
     if outcome is not None:
         raise errors.not_found(f"pair {name} has ended here ({outcome})")
-    raise errors.not_found(f"no pair here is called {name}; give a local volume's name or the pair's UUID")
+    if node.db.volume(name) is not None:
+        raise errors.not_found(f"volume {name} is in no pair; see `pathctl pair list`")
+    near = errors.see(name, (half.volume for half in known), "pathctl pair list")
+    raise errors.not_found(
+        f"no pair here is called {errors.quote(name)}, neither by a local volume's name nor by its UUID; {near}"
+    )
 
 
 # looking
@@ -141,7 +147,7 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     if half.busy is None and status is not None:
         reason = status.copy_error if status.session else status.link_error
     if found.failed or (half.busy is None and not is_known):
-        reason = found.failed or f"the volume's metadata names pair {status.pair if status else None}"
+        reason = found.failed or _other_pair(half, status.pair if status else None)
     if not is_known:
         status = None
     pair = _as_pair(node, half, facts, status, reason)
@@ -150,6 +156,15 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
         statelog.note_path(node, pair, status, number)
     sample = Sample(time.time(), pair, status, found.failed, is_heard=is_known)
     return _noted(node, half, sample, number)
+
+
+def _other_pair(half: Half, pair: str | None) -> str:
+    """The row and the volume's metadata do not agree, and the metadata is right."""
+    is_in = f"in pair {pair}" if pair else "in no pair"
+    return (
+        f"volume {half.volume} is {is_in} by its metadata, so this configuration is an older one; free the volume with "
+        f"`pathctl pair delete {half.volume} --half`"
+    )
 
 
 def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sqlite3
 import threading
 
 import psutil
@@ -408,3 +409,43 @@ def test_repeated_commands_do_no_harm(hosts):
     alpha.call("volume.delete", name="va")
     error = refused(alpha, "volume.delete", name="va")
     assert (error.code, "no volume va" in error.message) == (ErrorCode.NOT_FOUND, True)
+
+
+def test_a_name_that_is_not_known_is_answered_with_a_near_one_or_the_list(hosts):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="home", size=SIZE)
+    cases = [
+        ("volume.show", {"name": "hoem"}, "there is no volume hoem on this host; did you mean home; see"),
+        ("volume.delete", {"name": "xyz"}, "there is no volume xyz on this host; see `pathctl volume list`"),
+        ("attach", {"volume": "\x1b[31mhome"}, r"there is no volume '\x1b[31mhome' on this host"),
+        ("volume.accept", {"name": "v" * 300}, f"there is no volume '{'v' * 80}...' on this host"),
+        ("pair.show", {"pair": "home"}, "volume home is in no pair; see `pathctl pair list`"),
+        ("pair.delete", {"pair": "home", "half": True}, "volume home is in no pair"),
+        ("pair.delete", {"pair": "nothing"}, "no pair here is called nothing"),
+        ("peer.set", {"name": "beat", "address": "127.0.0.1"}, "no host called beat is enrolled; did you mean beta"),
+    ]
+    for verb, fields, words in cases:
+        error = refused(alpha, verb, **fields)
+        assert (error.code, words in error.message) == (ErrorCode.NOT_FOUND, True), error.message
+    with pytest.raises(PathctlError, match="no host called betta is enrolled; did you mean beta"):
+        create(alpha, source="home", destination="betta:vb")
+
+
+def test_an_ambiguous_prefix_names_the_pairs_that_it_may_mean(hosts):
+    alpha, _ = hosts
+    for number in range(2):
+        create(alpha, source=f"v{number}", destination=f"beta:v{number}", create=True, size=SIZE)
+    alpha.terminate()
+    pairs = ["abcd0000-0000-4000-8000-000000000001", "abcd0000-0000-4000-8000-000000000002"]
+    with contextlib.closing(sqlite3.connect(alpha.root / "var/lib/pathctl/pathctl.db")) as table, table:
+        for name in [row[0] for row in table.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")]:
+            table.execute(f"DROP TRIGGER {name}")
+        for number, pair in enumerate(pairs):
+            table.execute("UPDATE connections SET pair = ? WHERE volume = ?", (pair, f"v{number}"))
+    alpha.start()
+    error = refused(alpha, "pair.show", pair="abcd")
+    assert error.code == ErrorCode.USAGE
+    assert all(f"{pair} (v{number})" in error.message for number, pair in enumerate(pairs))
+    reason = alpha.call("pair.show", pair="v0")["pair"]["reason"]
+    assert "by its metadata" in reason
+    assert "`pathctl pair delete v0 --half`" in reason

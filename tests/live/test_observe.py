@@ -294,7 +294,7 @@ def test_events_of_a_pair_can_still_be_asked_for_when_it_is_gone(hosts) -> None:
     wait_state(alpha, "va", "Synchronized")
     alpha.call("pair.delete", pair="va")
     assert events_of(alpha, "connection.deleted", pair=pair)
-    with pytest.raises(PathctlError, match="no pair here is called"):
+    with pytest.raises(PathctlError, match="volume va is in no pair"):
         events_of(alpha, pair="va")
 
 
