@@ -106,9 +106,12 @@ def _refuse_uneven(path: str, found: int) -> None:
     )
 
 
-def refuse_in_use(path: str) -> None:
-    """Refused while anybody else uses the backing; one that is not there is no reason."""
-    found = users(real(path))
+def refuse_in_use(path: str, *, managed: bool = False) -> None:
+    """Refused while anybody else uses the backing; one that is not there is no reason.
+
+    `managed`: pathctl's own file, which other processes have no business with; they are not looked through.
+    """
+    found = users(real(path), only_kernel=managed)
     if found:
         raise _in_use(path, found)
 
@@ -117,7 +120,7 @@ def _in_use(path: str, found: Sequence[str]) -> errors.PathctlError:
     return errors.refused(f"{path} is in use: {', '.join(found)}; end that, then try again")
 
 
-def users(path: str) -> list[str]:
+def users(path: str, *, only_kernel: bool = False) -> list[str]:
     """Who else uses the file or block device, in words."""
     try:
         found = os.stat(path)
@@ -125,7 +128,8 @@ def users(path: str) -> list[str]:
         return []
     if stat.S_ISBLK(found.st_mode):
         return _users_of_device(path, found)
-    return [*_loops_over(found), *_swaps(path, found), *_writers(path, found)]
+    kernel = [*_loops_over(found), *_swaps(path, found)]
+    return kernel if only_kernel else [*kernel, *_writers(path, found)]
 
 
 def _users_of_device(path: str, found: os.stat_result) -> list[str]:

@@ -43,13 +43,13 @@ def host_show() -> None:
 @address_option
 @clicommon.json_option
 def host_set(address: str) -> None:
-    """Move this host to another address.
+    """Move this host to another address; the port stays as it is unless one is given.
 
     Listens there at once and tells the peers.  A peer that is not reached now has to be told with
     `pathctl peer set` over there.
     """
-    ip, port = clicommon.split_address(address, DEFAULT_PORT)
-    clicommon.tell(clicommon.call("host.set", address=ip, port=port), "host", show.host)
+    ip, port = clicommon.split_address(address, 0)
+    clicommon.tell(clicommon.call("host.set", address=ip, port=port or None), "host", show.host)
 
 
 @click.group(cls=clicommon.Group, example="pathctl peer list")
@@ -92,8 +92,8 @@ def peer_set(name: str, address: str, force: bool) -> None:
 
     The host there is asked for its certificate; another host than PEER is refused.
     """
-    ip, port = clicommon.split_address(address, DEFAULT_PORT)
-    answer = clicommon.call("peer.set", name=name, address=ip, port=port, force=force)
+    ip, port = clicommon.split_address(address, 0)
+    answer = clicommon.call("peer.set", name=name, address=ip, port=port or None, force=force)
     clicommon.tell(answer, "peer", lambda found: show.peers([found]))
 
 

@@ -187,6 +187,10 @@ def _refuse_attached(node: Node, body: Create, source: str) -> None:
 async def _plan(node: Node, body: Create, source: str, peer: str, destination: str) -> Spec:
     """Look at both volumes and decide what is to be made; no effects."""
     config.check_rate(body.copy_rate_bytes_s)
+    if body.size is not None:
+        config.check_size(body.size)
+    if body.track_size is not None:
+        config.check_track_size(body.track_size)
     row = node.db.volume(source)
     here = (row.size, row.track_size) if row is not None else None
     try:

@@ -95,7 +95,7 @@ async def check_free(node: Node, row: db.Volume) -> None:
     """Refuse a volume that is in a pair, claimed by an operation, or whose backing somebody else uses."""
     node.db.refuse_taken(row.name)
     if node.supervisor.get(row.name) is None:
-        await asyncio.to_thread(backings.refuse_in_use, row.backing)
+        await asyncio.to_thread(backings.refuse_in_use, row.backing, managed=row.managed)
 
 
 async def create_volume(node: Node, peer: str, body: CreateVolume) -> dict[str, Any]:
@@ -118,13 +118,14 @@ async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str,
         _check_destination(node, body)
         node.db.open_entry(_participant(peer, body))
         row = node.db.connection(body.pair)
+        is_new = row is None
         if row is None:
-            if body.invalidate == "source":
-                await volumes.refuse_incomplete(node, node.volume(body.volume))
             row = _new_row(body, peer, "destination", port=_free_port(node))
             pki.write_psk(node.cfg, body.pair, body.psk)
             node.db.insert_connection(row)
         row = await _listen(node, row)
+        if is_new and body.invalidate == "source":
+            await volumes.refuse_incomplete(node, node.volume(body.volume))
         await _record(node, row)
         await faults.point("connect.destination")
     return {"port": row.port}
@@ -257,12 +258,13 @@ async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int
     """The source connection: a row, the process, and the pair recorded in the volume, not ready."""
     async with node.locks[body.volume]:
         row = node.db.connection(body.pair)
+        is_new = row is None
         if row is None:
-            if body.invalidate == "destination":
-                await volumes.refuse_incomplete(node, node.volume(body.volume))
             row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)
             node.db.insert_connection(row)
         await planes.settle(node, body.volume)
+        if is_new and body.invalidate == "destination":
+            await volumes.refuse_incomplete(node, node.volume(body.volume))
         await _record(node, row)
         await planes.command(node, body.volume, "set", copy_rate_bytes_s=copyrate.wanted(node, body.pair, rate_bytes_s))
         await faults.point("connect.source")

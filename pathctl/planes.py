@@ -27,7 +27,9 @@ async def settle(node: Node, volume: str) -> None:
         await node.supervisor.stop(volume)
         return
     if node.supervisor.get(volume) is None:  # somebody may have taken it while nobody had it
-        await asyncio.to_thread(backings.refuse_in_use, wanted.backing)
+        row = node.db.volume(volume)
+        is_managed = row is not None and row.managed
+        await asyncio.to_thread(backings.refuse_in_use, wanted.backing, managed=is_managed)
     await node.supervisor.ensure(wanted)
 
 

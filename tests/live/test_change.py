@@ -98,9 +98,10 @@ WRONG = {
     "the destination is attached": (lambda a, b: b.call("attach", volume="vb"), {}, "attached"),
     "the source is attached": (lambda a, b: a.call("attach", volume="va"), {"invalidate": "source"}, "attached"),
     "there is no destination": (None, {"destination": "beta:none"}, "no volume beta:none"),
-    "the sizes are not as asked": (None, {"size": 4 << 20}, "not what was asked for"),
+    "the sizes are not as asked": (None, {"size": 4 << 20}, "something else was asked for"),
     "the destination's name is taken": (None, {"create": True, "destination": "beta:pathctld"}, "cannot be called"),
     "a size too large": (None, {"create": True, "source": "vn", "destination": "beta:vn", "size": 1 << 60}, "no files"),
+    "a size of zero": (None, {"size": 0}, "above 0"),
     "a rate below zero": (None, {"copy_rate_bytes_s": -1}, "copy rate"),
     "one volume": (None, {"destination": "alpha:va"}, "both volume va of host alpha"),
 }

@@ -48,12 +48,12 @@ EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait
         (
             "peer set beta --address 10.0.0.9",
             "peer.set",
-            {"name": "beta", "address": "10.0.0.9", "port": 7630, "force": False},
+            {"name": "beta", "address": "10.0.0.9", "port": None, "force": False},
         ),
         (
             "peer set beta --address 10.0.0.9 --force",
             "peer.set",
-            {"name": "beta", "address": "10.0.0.9", "port": 7630, "force": True},
+            {"name": "beta", "address": "10.0.0.9", "port": None, "force": True},
         ),
         (
             "volume create v --size 1.5G",
