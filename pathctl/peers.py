@@ -18,8 +18,8 @@ from pathctl.node import Node
 
 ANSWER_LIMIT = 1 << 20
 LISTEN_LIMIT_S = 5.0
+TIME_MOST = 1e11  # seconds since the epoch
 LOOKS = ("ping", "pairs.look", "volume.look", "pair.outcome")  # change nothing: sent on kept connections
-WRONG_TIME = {9: "not yet valid", 10: "expired"}  # openssl/x509_vfy.h: X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
 
 
 Read = TypeVar("Read")
@@ -227,8 +227,10 @@ async def call(node: Node, name: str, verb: str, body: msgspec.Struct, limit_s: 
     try:
         answer = await (_look if verb in LOOKS else _command)(node, peer, verb, body, limit_s)
     except errors.NoAnswer as error:
-        if verb in LOOKS or not error.sent:
+        if verb == "ping" or not error.sent:
             reach.unheard(node, name, error)
+        else:
+            node.ping_now.set()  # too slow, or gone
         raise
     except errors.PathctlError:
         reach.heard(node, name)
@@ -277,7 +279,7 @@ async def ping(node: Node, name: str) -> None:
             node.reach[name] = msgspec.structs.replace(node.reach[name], note=error.message)
         return
     their_time = answer.get("time")
-    if isinstance(their_time, float):
+    if isinstance(their_time, int | float) and abs(their_time) < TIME_MOST:
         reach.note_clock(node, name, their_time, asked, time.time())
 
 
@@ -323,7 +325,11 @@ async def _send(
             node.protocols[name] = protocol.agree(f"host {name}", theirs)
             return _answer(name, verb, response.status, answer)
     except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientConnectorCertificateError) as error:
-        raise _wrong_certificate(name, address, port, error) from error
+        raise errors.NoAnswer(
+            ErrorCode.UNREACHABLE,
+            f"the host at {address}:{port} is not {name}: it shows another certificate; check the address",
+            sent=False,
+        ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         node.protocols.pop(name, None)  # it may come back as another release
         raise errors.NoAnswer(
@@ -336,18 +342,6 @@ async def _send(
                 ": it broke off the connection, because its pathctld ended, its clock is wrong or it forgot this host"
             )
         raise errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=True) from error
-
-
-def _wrong_certificate(name: str, address: str, port: int, error: Exception) -> errors.NoAnswer:
-    code = getattr(getattr(error, "certificate_error", None), "verify_code", None)
-    what = f"the host at {address}:{port} is not {name}: it shows another certificate; check the address"
-    if code in WRONG_TIME:
-        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        what = (
-            f"the certificate of host {name} counts as {WRONG_TIME[code]} because this host's clock says {now}; set "
-            "that clock"
-        )
-    return errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=False)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
