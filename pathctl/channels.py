@@ -11,7 +11,7 @@ from pathctl import db, pki
 from pathctl.node import Channel, Node
 
 KEEP_S = 30.0  # an idle connection; the pings come more often
-CONNECTIONS_MOST = 4
+CONNECTIONS_MOST = 16
 
 
 async def get(node: Node, peer: db.Peer) -> aiohttp.ClientSession:

@@ -39,9 +39,10 @@ def on_event(node: Node, event: shapes.Event) -> None:
 
 def _look_at_busy(node: Node, pair: str | None) -> None:
     """Creating and Deleting follow from the rows alone, and may be over before the next round."""
-    half = next((half for half in pairview.halves(node) if half.pair == pair), None)
-    if half is not None and half.busy is not None:
-        pairview.note_busy(node, half)
+    with contextlib.suppress(errors.PathctlError):
+        half = next((half for half in pairview.halves(node) if half.pair == pair), None)
+        if half is not None and half.busy is not None:
+            pairview.note_busy(node, half)
 
 
 async def run(node: Node) -> None:
@@ -98,8 +99,11 @@ def _look_at_devices(node: Node) -> None:
 async def _watch_peers(node: Node) -> None:
     while True:
         node.ping_now.clear()
-        if node.db.host() is not None:
-            await asyncio.gather(*(peers.ping(node, peer.name) for peer in node.db.peers()))
+        try:
+            if node.db.host() is not None:
+                await asyncio.gather(*(peers.ping(node, peer.name) for peer in node.db.peers()))
+        except errors.PathctlError as error:
+            log.warning("the peers cannot be looked at: %s", error.message)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(node.ping_now.wait(), node.cfg.settings.peers.look_every_s)
             await asyncio.sleep(POKED_S)

@@ -241,8 +241,15 @@ async def _ask(node: Node, peer: str, pairs: list[str], *, is_fresh: bool) -> "d
     found: dict[str, _Seen | PathctlError] = {}
     for first in range(0, len(pairs), PAIRS_MOST):
         some = pairs[first : first + PAIRS_MOST]
-        answer = await peers.call(node, peer, "pairs.look", Look(some, is_fresh), node.cfg.timeouts.status_s)
-        seen = msgspec.convert(answer.get("pairs"), dict[str, _Seen])
+        # It asks its data planes in turn, and one of them may use up its time.
+        limit_s = node.cfg.timeouts.status_s + node.cfg.timeouts.peer_look_s
+        answer = await peers.call(node, peer, "pairs.look", Look(some, is_fresh), limit_s)
+        try:
+            seen = msgspec.convert(answer.get("pairs"), dict[str, _Seen])
+        except msgspec.ValidationError as error:
+            raise errors.internal(
+                f"host {peer} tells of its pairs what this one does not understand: {error}"
+            ) from error
         ended = errors.not_found("")
         found |= {pair: seen.get(pair, ended) for pair in some}
     return found
@@ -252,9 +259,12 @@ async def _ask_one(node: Node, peer: str, pair: str) -> "_Seen | PathctlError":
     """Of a host of version 1 of the control protocol."""
     try:
         body = Forward("pair.show", {"pair": pair})
-        return _Seen((await peers.call(node, peer, "forward", body, node.cfg.timeouts.status_s))["pair"])
+        answer = await peers.call(node, peer, "forward", body, node.cfg.timeouts.peer_look_s)
+        return msgspec.convert({"pair": answer.get("pair")}, _Seen)
     except PathctlError as error:
         return error
+    except msgspec.ValidationError as error:
+        return errors.internal(f"host {peer} tells of a pair what this one does not understand: {error}")
 
 
 def _told(node: Node, half: Half, known: planes.Look, seen: _Seen) -> tuple[Sample, statelog.Told | None]:

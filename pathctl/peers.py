@@ -275,8 +275,9 @@ async def ping(node: Node, name: str) -> None:
     try:
         answer = await call(node, name, "ping", Nothing(), node.cfg.timeouts.status_s)
     except errors.PathctlError as error:
-        if not isinstance(error, errors.NoAnswer):
-            node.reach[name] = msgspec.structs.replace(node.reach[name], note=error.message)
+        known = node.reach.get(name)
+        if known is not None and not isinstance(error, errors.NoAnswer):
+            node.reach[name] = msgspec.structs.replace(known, note=error.message)
         return
     their_time = answer.get("time")
     if isinstance(their_time, int | float) and abs(their_time) < TIME_MOST:

@@ -15,7 +15,7 @@ import pytest
 from live.daemons import Daemon, enrol
 from waiting import WAIT_S, wait_until
 
-from pathctl import events, shapes
+from pathctl import channels, events, shapes
 from pathctl.errors import ErrorCode, PathctlError
 
 SIZE = 8 << 20
@@ -318,7 +318,28 @@ def test_a_destination_looks_at_all_its_pairs_on_one_kept_connection(hosts) -> N
         assert all(pair.side == "destination" and pair.invalid is not None for pair in pairs)
     after = connections(beta, alpha.port)
     assert before & after, "it is the same one"
-    assert len(after) <= 4
+    assert len(after) <= channels.CONNECTIONS_MOST
+
+
+def test_a_process_that_hangs_at_the_source_costs_its_own_pair_only(hosts) -> None:
+    alpha, beta = hosts
+    for number in range(2):
+        names = {"source": f"va{number}", "destination": f"beta:vb{number}"}
+        alpha.call("pair.create", **names, invalidate="destination", create=True, size=SIZE)
+        wait_state(beta, f"vb{number}", "Synchronized")
+    process = psutil.Process(pid_of(alpha, "va0"))
+    process.suspend()
+    try:
+        wait_state(beta, "vb0", "Partitioned")
+        found = shown(beta, "vb0")
+        assert "did not answer" in (found.reason or ""), "as the source's pathctld says, which was heard"
+        assert shown(beta, "vb1").state == "Synchronized"
+        why = msgspec.convert(alpha.call("pair.why", pair="va0")["why"], shapes.Why)
+        assert "does not answer" in why.meaning
+        assert events_of(beta, "peer.unreachable") == []
+    finally:
+        process.resume()
+    wait_state(beta, "vb0", "Synchronized")
 
 
 class Writer(threading.Thread):
