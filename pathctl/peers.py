@@ -321,7 +321,7 @@ async def _send(
     raw, headers = msgspec.json.encode(body), protocol.headers()
     try:
         async with session.post(url, data=raw, headers=headers, timeout=limits, allow_redirects=False) as response:
-            answer = await _read(response)
+            answer = await _read(name, verb, response)
             theirs = protocol.parse(response.headers.get(protocol.HEADER))
             node.protocols[name] = protocol.agree(f"host {name}", theirs)
             return _answer(name, verb, response.status, answer)
@@ -345,12 +345,12 @@ async def _send(
         raise errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=True) from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(name: str, verb: str, response: aiohttp.ClientResponse) -> bytes:
     raw = b""
     async for chunk in response.content.iter_any():
         raw += chunk
         if len(raw) > ANSWER_LIMIT:
-            raise errors.internal(f"the answer of {response.url.host} is above {ANSWER_LIMIT} bytes and was dropped")
+            raise _not_understood(name, verb, f"more than {ANSWER_LIMIT} bytes")
     return raw
 
 
