@@ -93,6 +93,7 @@ class Node:
     # what the observer has found: by pair, by peer; how far the copies are; set when it should look now
     samples: dict[str, Sample] = field(default_factory=dict)
     recorded: dict[str, Recorded] = field(default_factory=dict)
+    forwarding: dict[str, tuple[str, str]] = field(default_factory=dict)  # by pair: who asked here, for which verb
     reach: dict[str, Reach] = field(default_factory=dict)
     copies: copyprogress.Tracker = field(default_factory=copyprogress.Tracker)
     look_now: asyncio.Event = field(default_factory=asyncio.Event)

@@ -65,7 +65,7 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
             if error.sent:
                 raise
             raise paircreate.unchanged(error) from error
-        return _answered(node, source_host, answer)
+        return answer
     if body.dry_run:
         return await paircreate.plan(node, body, source, destination_host, destination)
     created = await paircreate.create(node, body, source, destination_host, destination)
@@ -214,7 +214,7 @@ async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Dele
         if error.code != ErrorCode.NOT_FOUND:
             raise
         return await _delete_half(node, half, body)
-    return _answered(node, half.peer, answer)
+    return answer
 
 
 async def _require_dry_run(node: Node, peer: str, is_wanted: bool) -> None:
@@ -226,15 +226,18 @@ async def _require_dry_run(node: Node, peer: str, is_wanted: bool) -> None:
 
 
 async def _forward_pair(node: Node, half: Half, verb: str, body: msgspec.Struct) -> dict[str, Any]:
-    return _answered(node, half.peer, await _forward(node, half.peer, verb, body, node.cfg.timeouts.verb_s))
-
-
-def _answered(node: Node, peer: str, answer: dict[str, Any]) -> dict[str, Any]:
-    return {**answer, "pair": pairview.take_answer(node, peer, answer["pair"])} if "pair" in answer else answer
+    return await _forward(node, half.peer, verb, body, node.cfg.timeouts.verb_s)
 
 
 async def _forward(node: Node, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
-    return await peers.call(node, peer, "forward", Forward(verb, msgspec.to_builtins(body)), limit_s)
+    """The source's answer, its pair as seen from here."""
+    look, pair = pairview.begin_look(), str(getattr(body, "pair", ""))
+    node.forwarding[pair] = (actor.who.get(), verb)
+    try:
+        answer = await peers.call(node, peer, "forward", Forward(verb, msgspec.to_builtins(body)), limit_s)
+    finally:
+        node.forwarding.pop(pair, None)
+    return {**answer, "pair": pairview.take_answer(node, peer, answer["pair"], look)} if "pair" in answer else answer
 
 
 async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:

@@ -118,7 +118,7 @@ async def look(node: Node, half: Half) -> Sample:
 
 async def look_all(node: Node, wanted: Sequence[Half], *, is_fresh: bool = True) -> list[Sample]:
     """A sample of each, in their order; never raises for what cannot be asked."""
-    number = next(_looks)
+    number = begin_look()
     places = asyncio.Semaphore(LOOKS_MOST)
 
     async def here(half: Half) -> Sample:
@@ -193,7 +193,7 @@ def _noted(node: Node, half: Half, sample: Sample, number: int, told: statelog.T
 def note_busy(node: Node, half: Half) -> None:
     """Record what follows from the rows alone: that the pair is being created or deleted."""
     facts = pairstate.Facts(journal=half.busy, answers=False)
-    statelog.note(node, _as_pair(node, half, facts, None, None), next(_looks))
+    statelog.note(node, _as_pair(node, half, facts, None, None), begin_look())
 
 
 # from the destination
@@ -285,10 +285,15 @@ def _from_peer(peer: str, fields: dict[str, Any]) -> shapes.Pair:
         raise errors.internal(f"host {peer} tells of a pair what this one does not understand: {error}") from error
 
 
-def take_answer(node: Node, peer: str, fields: Any) -> dict[str, Any]:
+def begin_look() -> int:
+    """The number of a look that begins now: what it sees is not recorded after what a later one has seen."""
+    return next(_looks)
+
+
+def take_answer(node: Node, peer: str, fields: Any, look: int) -> dict[str, Any]:
     """P as a forwarded command was answered: recorded as what our user asked for."""
     pair = _from_peer(peer, fields if isinstance(fields, dict) else {})
-    statelog.note(node, pair, next(_looks))
+    statelog.note(node, pair, look)
     shown: dict[str, Any] = msgspec.to_builtins(pair)
     return shown
 

@@ -93,6 +93,9 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     is_asked_for = pair.state in _ASKED_AFTER or known.state in _ASKED_BEFORE
     if actor.who.get() != actor.ITSELF and actor.why.get() in _CHANGING and is_asked_for:
         return actor.who.get(), _command(actor.why.get())
+    if told is not None and pair.pair in node.forwarding and is_asked_for:
+        who, verb = node.forwarding[pair.pair]
+        return who, _command(verb)
     if told is not None and known.is_alone:
         return actor.ITSELF, f"pathctld of host {told.host} is heard again"
     if told is not None and told.cause is not None:
@@ -102,16 +105,18 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     kind = _ASKED_AFTER.get(State(pair.state))
     if kind is None and known.state is not None:
         kind = _ASKED_BEFORE.get(State(known.state))
-    found = _asked(node, pair.pair, kind, known.since) if kind else None
+    found = _asked(node, pair.pair, kind) if kind else None
     if found is not None and found.actor != actor.ITSELF:
         return found.actor, _command(found.cause)
     return actor.ITSELF, _cause(pair, known.state)
 
 
-def _asked(node: Node, pair: str, kind: str, since: float | None) -> shapes.Event | None:
+def _asked(node: Node, pair: str, kind: str) -> shapes.Event | None:
     """The row's last change of that kind since the last change of state."""
-    events = node.db.events(since=since, pair=pair, limit=100)
-    return next((event for event in reversed(events) if event.kind == kind), None)
+    for event in reversed(node.db.events(pair=pair, limit=100)):
+        if event.kind in (kind, "pair.state"):
+            return event if event.kind == kind else None
+    return None
 
 
 def _command(verb: str | None) -> str:
@@ -138,8 +143,8 @@ def _cause(pair: shapes.Pair, before: str | None) -> str:
 def last_change(node: Node, pair: str) -> tuple[str | None, str | None]:
     """(who asked, cause) of the pair's last change of state, while its event is still kept."""
     known = _recorded(node, pair)
-    if known.cause is None and known.since is not None:
-        events = node.db.events(since=known.since, pair=pair, limit=1000)
+    if known.cause is None and known.state is not None:
+        events = reversed(node.db.events(pair=pair, limit=1000))
         found = next((event for event in events if event.kind == "pair.state"), None)
         known.actor, known.cause = (found.actor, found.cause or "") if found is not None else (None, "")
     return known.actor, known.cause or None
