@@ -247,6 +247,8 @@ def check_left(host, name, plan, answer, *, is_whole):
     for _ in range(2):
         found = host.call("volume.accept", name=name)["volume"]
         assert (found["incomplete"], found["invalid"]) == (False, 0)
+    kinds = [event["kind"] for event in host.call("events.list")["events"]]
+    assert kinds.count("volume.accepted") == 1
     host.call("attach", volume=name)
 
 

@@ -96,6 +96,9 @@ def test_a_host_moves_while_its_path_is_written_to_and_all_of_it_follows(hosts, 
         if host is beta:
             assert (listens(ip, row["port"]), listens(old, row["port"])) == (True, False)
     assert job.end() > 0
+    for one, kind in ((host, "host.changed"), (other, "peer.changed")):
+        kinds = [event["kind"] for event in one.call("events.list")["events"]]
+        assert kinds.count(kind) == 3
     assert host.call("host.set", address=NEW, port=host.port)["host"]["address"] == NEW  # repeated safely
     for one in hosts:
         one.terminate()
