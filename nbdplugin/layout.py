@@ -82,7 +82,9 @@ def decode(raw: bytes, kind: int, index: int, volume: uuid.UUID | None) -> Page 
     if raw[48:_PAYLOAD] != _seal(raw[:48], raw[_PAYLOAD:]):
         return None
     if version != VERSION:
-        raise TableDamaged(f"the metadata has format {version}; this program reads format {VERSION}")
+        raise TableDamaged(
+            f"the metadata has format {version}, this one reads format {VERSION}; start the pathctl that wrote it"
+        )
     if volume is not None and owner != volume.bytes:
         return None
     return Page(index, sequence, raw[_PAYLOAD : _PAYLOAD + length])

@@ -130,11 +130,16 @@ def _copy_database(node: Node) -> bytes:
 
 
 def _contents(node: Node, files: dict[str, bytes]) -> list[str]:
-    rows = f"{len(node.db.peers())} peers, {len(node.db.volumes())} volumes, {len(node.db.connections())} connections"
-    keys = sum(name.startswith("keys/psk/") for name in files)
+    tables = {"peer": len(node.db.peers()), "volume": len(node.db.volumes()), "connection": len(node.db.connections())}
+    rows = ", ".join(_count(number, word) for word, number in tables.items())
+    keys = _count(sum(name.startswith("keys/psk/") for name in files), "pair key")
     table = f"the configuration table of host {node.host().name}: {rows}"
-    found = [table, f"its key, its certificate, {keys} pair keys"]
+    found = [table, f"its key, its certificate, {keys}"]
     return [*found, "its pathctl.toml"] if SETTINGS in files else found
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _write(path: Path, host: str, files: dict[str, bytes]) -> None:

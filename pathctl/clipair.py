@@ -103,7 +103,12 @@ def pair_delete(name: str, half: bool, force: bool, yes: bool, dry_run: bool) ->
     fields = {"pair": name, "half": half, "force": force}
     answer = clicommon.carry_out(lambda dry: clicommon.call("pair.delete", **fields, dry_run=dry), yes, dry_run)
     if answer:
-        clicommon.tell(answer, "pair", lambda found: print(f"pair {found['pair']} is deleted"))
+        clicommon.tell(answer, "pair", lambda found: print(_deleted(found, half)))
+
+
+def _deleted(found: dict[str, Any], is_half: bool) -> str:
+    said = f"pair {found['pair']} is deleted"
+    return f"{said}; {found['reason']}" if is_half and found["reason"] else said
 
 
 @pair.command("set", example="pathctl pair set home --copy-rate 50M")
