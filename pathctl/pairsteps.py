@@ -6,6 +6,7 @@ has ended here.  Each takes its volume's lock, so that a late step and its undo 
 """
 
 import asyncio
+import contextlib
 from typing import Annotated, Any
 
 import msgspec
@@ -123,7 +124,12 @@ async def connect_destination(node: Node, peer: str, body: Connect) -> dict[str,
             row = _new_row(body, peer, "destination", port=_free_port(node))
             pki.write_psk(node.cfg, body.pair, body.psk)
             node.db.insert_connection(row)
-        row = await _listen(node, row)
+        try:
+            row = await _listen(node, row)
+        except errors.PathctlError:
+            if is_new:
+                await _forget(node, row)
+            raise
         if is_new and body.invalidate == "source":
             await volumes.refuse_incomplete(node, node.volume(body.volume))
         await _record(node, row)
@@ -145,6 +151,13 @@ async def _listen(node: Node, row: db.Connection) -> db.Connection:
         node.db.set_port(row.pair, row.port)
         await planes.settle(node, row.volume)
     return row
+
+
+async def _forget(node: Node, row: db.Connection) -> None:
+    """Drop a new row whose process does not run: it was never told of the pair, and undo could not ask it either."""
+    node.db.delete_connection(row.pair)
+    with contextlib.suppress(errors.PathctlError):  # that of an attached volume goes on being tried
+        await planes.settle(node, row.volume)
 
 
 def _check_destination(node: Node, body: Connect | Check) -> db.Volume:
@@ -262,7 +275,12 @@ async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int
         if row is None:
             row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)
             node.db.insert_connection(row)
-        await planes.settle(node, body.volume)
+        try:
+            await planes.settle(node, body.volume)
+        except errors.PathctlError:
+            if is_new:
+                await _forget(node, row)
+            raise
         if is_new and body.invalidate == "destination":
             await volumes.refuse_incomplete(node, node.volume(body.volume))
         await _record(node, row)

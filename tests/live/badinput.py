@@ -347,7 +347,7 @@ FULL = each(
 DAMAGED = [
     *each(
         "a damaged table",
-        ("attach gfree", pair("gfree", "alpha:afree")),
+        ("attach gfree", pair("gfree", "alpha:afree"), pair("alpha:afree", "gfree")),
         INTERNAL,
         "gfree.meta",
         prepare=badprepare.damaged_table,
