@@ -137,7 +137,7 @@ def test_when_the_second_connection_fails_the_caller_gets_the_error(scene: Scene
         scene.create("destination")
 
     first, second = ("source", "destination") if scene.first == "source" else ("destination", "source")
-    cause = "is attached" if scene.first == "source" else "are invalid"
+    cause = "is attached" if scene.first == "source" else "is incomplete"
     assert cause in caught.value.text
     assert f"{second} connection" in caught.value.error["failed"]
     assert any(f"{first} connection" in step for step in caught.value.error["done"])
