@@ -206,3 +206,40 @@ def test_a_backing_that_is_read_only_is_refused(alpha, image, tmp_path):
         assert (error.code, "Read-only file system" in error.message) == (ErrorCode.REFUSED, True)
     finally:
         run("umount", folder)
+
+
+def test_what_the_kernel_swaps_to_is_refused(alpha, tmp_path):
+    path = tmp_path / "swap"
+    path.write_bytes(bytes(4 << 20))
+    path.chmod(0o600)
+    run("mkswap", "-q", path)
+    run("swapon", path)
+    try:
+        error = refused(alpha, name="home", backing=str(path))
+        assert (error.code, "the kernel swaps to it" in error.message) == (ErrorCode.REFUSED, True)
+    finally:
+        run("swapoff", path)
+
+
+def test_a_disk_and_its_partitions_are_told_apart(alpha, image, tmp_path):
+    with loop_over(image) as disk:
+        for number, first in ((1, 2048), (2, 22528)):
+            run("addpart", disk, str(number), str(first), "20480")
+        try:
+            run("mkfs.ext4", "-q", f"{disk}p1")
+            with mounted(f"{disk}p1", tmp_path) as folder:
+                for backing in (disk, f"{disk}p1"):
+                    assert f"mounted at {folder}" in refused(alpha, name="home", backing=backing).message
+            alpha.call("volume.create", name="first", backing=f"{disk}p1")
+            assert "already backs volume first" in refused(alpha, name="home", backing=disk).message
+            alpha.call("volume.create", name="second", backing=f"{disk}p2")
+            device = alpha.call("attach", volume="first")["device"]
+            with mounted(device, tmp_path) as folder:
+                (folder / "file").write_bytes(b"content")
+            alpha.call("detach", volume="first")
+            alpha.call("volume.delete", name="first")
+            with mounted(f"{disk}p1", tmp_path) as folder:
+                assert (folder / "file").read_bytes() == b"content"
+        finally:
+            for number in (1, 2):
+                run("delpart", disk, str(number))
