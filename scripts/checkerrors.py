@@ -39,8 +39,6 @@ def show(scene: Scene, case: Case) -> bool:
     """Print one case for reading; -> whether it is as expected."""
     result = case.run(scene)
     faults = badcase.faults_of(case, result)
-    if case.has_json:
-        faults += badcase.faults_of_json(case, case.run(scene, "--json"))
     print(f"\n{case.line}\n  {case.title}\n  exit code {result.outcome.code}")
     for line in (result.outcome.err or result.outcome.out or "(silence)").rstrip("\n").splitlines()[:12]:
         print(f"  | {line.encode('unicode_escape').decode()}")

@@ -20,6 +20,7 @@ INTERRUPT = 128 + signal.SIGINT
 @dataclass(frozen=True)
 class Result:
     outcome: Outcome
+    json: Outcome | None  # the same with --json
     words: tuple[str, ...]
     changes: list[str]  # what is not as it was before
 
@@ -49,28 +50,34 @@ class Case:
         typed = self.typed if len(self.typed) < 120 else f"{self.typed[:50]}...{self.typed[-20:]}"
         return f"{self.at}$ {self.program} {typed}{how}".encode("unicode_escape").decode()
 
-    def run(self, scene: Scene, *more: str) -> Result:
-        """Prepare the scene, type the command, compare, and undo the preparation."""
+    def run(self, scene: Scene) -> Result:
+        """Prepare the scene, type the command, also with --json, compare, and undo the preparation."""
         with self.prepare(scene) as prepared:
             words = scene.words | prepared
-            argv = [word.format(**words) for word in shlex.split(self.typed)]
+            typed = [word.format(**words) for word in shlex.split(self.typed)]
             before, newest = scene.snapshot(), scene.newest_events()
-            outcome = self.act(scene, scene.command(self.at, [*argv, *more], self.program))
+            outcome = self.act(scene, scene.command(self.at, typed, self.program))
             changes = self.check(scene, before)
+            as_json = None
+            if self.has_json:
+                as_json = self.act(scene, scene.command(self.at, [*typed, "--json"], self.program))
+                changes += self.check(scene, before)
             if not self.is_undone and self.check is badact.unchanged:
                 changes += scene.changing_events(newest)
-        return Result(outcome, tuple(word.format(**words) for word in self.words), changes)
-
-
-# -- what is wrong with an answer ---------------------------------------------------------------------------
+        return Result(outcome, as_json, tuple(word.format(**words) for word in self.words), changes)
 
 
 def faults_of(case: Case, result: Result) -> list[str]:
-    """Everything in which the answer is not as promised."""
+    """Everything in which the answers are not as promised."""
+    as_json = _faults_of_json(case, result.json) if result.json is not None else []
+    return _faults_of_text(case, result) + as_json + result.changes
+
+
+def _faults_of_text(case: Case, result: Result) -> list[str]:
     outcome = result.outcome
     found = [f"exit code {outcome.code} instead of {int(case.code)}"] if outcome.code != case.code else []
     if case.code == ExitCode.OK:
-        return found + _wrong_words(result, outcome.out, outcome.err) + _ugly(outcome) + result.changes
+        return found + _wrong_words(result, outcome.out, outcome.err) + _ugly(outcome)
     if outcome.out and case.code != INTERRUPT:  # what had been told before
         found.append(f"something on stdout: {outcome.out[:80]!r}")
     lines = outcome.err.splitlines()
@@ -80,7 +87,7 @@ def faults_of(case: Case, result: Result) -> list[str]:
         found.append(f"{len(told)} sentences on stderr")
     if case.program == "pathctl" and not all(line.startswith("  ") for line in rest):
         found.append(f"more than a sentence and its list: {rest}")
-    return found + _wrong_words(result, (told or [""])[0]) + _ugly(outcome) + result.changes
+    return found + _wrong_words(result, (told or [""])[0]) + _ugly(outcome)
 
 
 def _wrong_words(result: Result, told: str, untold: str = "") -> list[str]:
@@ -95,9 +102,8 @@ def _ugly(outcome: Outcome) -> list[str]:
     return [*found, f"unprintable characters: {sorted(odd)}"] if odd else found
 
 
-def faults_of_json(case: Case, result: Result) -> list[str]:
-    """The same with --json: the error as an object on stdout."""
-    outcome = result.outcome
+def _faults_of_json(case: Case, outcome: Outcome) -> list[str]:
+    """The error as an object on stdout."""
     try:
         answer = json.loads(outcome.out)
         code = msgspec.convert(answer, shapes.ErrorAnswer).error.code
@@ -107,4 +113,4 @@ def faults_of_json(case: Case, result: Result) -> list[str]:
         return ["with --json: the version does not come first"]
     wanted = ExitCode.of(errors.ErrorCode(code))
     wrong = [] if outcome.code == wanted == case.code else [f"with --json: code {code} and exit code {outcome.code}"]
-    return wrong + _ugly(outcome) + result.changes
+    return wrong + _ugly(outcome)

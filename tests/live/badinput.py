@@ -115,7 +115,15 @@ UNKNOWN = [
     *each("unknown pair", pair_verbs("00000000-0000-4000-8000-000000000000"), NOT_FOUND, "00000000-0000"),
     Case("unknown pair", "pair show afree", NOT_FOUND, ("afree",)),
     *each("ambiguous prefix", pair_verbs("{pair3}"), USAGE, "4 digits"),
-    *each("ambiguous prefix", pair_verbs("abcd"), USAGE, "abcd", "2 pairs", prepare=badprepare.ambiguous, at="gamma"),
+    *each(
+        "ambiguous prefix",
+        ("pair show abcd", "pair delete abcd --yes", "why abcd"),
+        USAGE,
+        "abcd",
+        "2 pairs",
+        prepare=badprepare.ambiguous,
+        at="gamma",
+    ),
     Case("ambiguous prefix", "pair show ''", USAGE, ("4 digits",)),
 ]
 

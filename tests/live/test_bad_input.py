@@ -32,8 +32,6 @@ def test_no_case_stands_in_the_table_twice() -> None:
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.line}: {case.title}" for case in CASES])
 def test_it_is_told_in_one_sentence_with_its_exit_code_and_nothing_is_changed(scene: Scene, case: Case) -> None:
     assert badcase.faults_of(case, case.run(scene)) == []
-    if case.has_json:
-        assert badcase.faults_of_json(case, case.run(scene, "--json")) == []
 
 
 # Commands that may be interrupted at any moment, and what takes them back if they had been carried out.
