@@ -175,10 +175,12 @@ def _holders_of(device: int) -> Iterator[str]:
 
 def _loops_over(found: os.stat_result) -> Iterator[str]:
     """Loop devices whose backing is this file or device, whatever path they know it by."""
+    # A file that is a mount without a device is a FUSE server's, as below our own devices: a look at it may hang.
+    served = {mountpoint for number, mountpoint in devices.mounts() if number.startswith("0:")}
     for entry in Path("/sys/block").glob("loop*"):
         backing = devices.backing_file(f"/dev/{entry.name}")
         with contextlib.suppress(OSError):
-            if backing is not None and is_same(os.stat(backing), found):
+            if backing is not None and backing not in served and is_same(os.stat(backing), found):
                 mounted = list(_mounts_of(os.stat(f"/dev/{entry.name}").st_rdev))
                 yield " ".join([f"/dev/{entry.name} is a loop device over it", *(f"({words})" for words in mounted)])
 
@@ -207,7 +209,8 @@ def _has_for_writing(process: Path, found: os.stat_result) -> bool:
         for entry in (process / "fdinfo").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 fields = dict(line.split(":", 1) for line in entry.read_text().splitlines() if ":" in line)
-                if not int(fields["flags"], 8) & _ACCESS or not (is_device or int(fields["ino"]) == found.st_ino):
+                inode = int(fields.get("ino", found.st_ino))  # Linux 5.14 and later tell it
+                if not int(fields.get("flags", "0"), 8) & _ACCESS or not (is_device or inode == found.st_ino):
                     continue
                 file = process / "fd" / entry.name
                 # Only of what may be it: to look at a file of a dead server would hang.

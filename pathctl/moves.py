@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import channels, config, db, errors, peers, planes, protocol, supervise
+from pathctl import channels, config, db, errors, peers, planes, protocol, reach, supervise
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
 from pathctl.node import Node
 
@@ -148,6 +148,7 @@ async def moved(node: Node, peer: str, body: Moved) -> dict[str, Any]:
     wanted = msgspec.structs.replace(node.peer(peer), address=address, port=port)
     await peers.ask_there(node, wanted)
     await _go_there(node, wanted)
+    reach.heard(node, peer)
     return {}
 
 
