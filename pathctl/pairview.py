@@ -19,7 +19,7 @@ from pathctl.node import Node, Sample
 
 MIN_PREFIX = 4
 LOOKS_MOST = 32  # at data planes at once
-PAIRS_MOST = 1000  # of one answer to a peer: it has a size limit
+PAIRS_MOST = 200  # of one answer to a peer: it has a size limit
 PAIR_FIELDS = frozenset(shapes.Pair.__struct_fields__)
 
 _looks = itertools.count(1)

@@ -24,6 +24,7 @@ class Situation(enum.Enum):
     SUSPENDED = enum.auto()
     REFUSED = enum.auto()
     SILENT = enum.auto()
+    OTHER_PAIR = enum.auto()
     CONNECTING = enum.auto()
     LINK_DOWN = enum.auto()
     PEER_DOWN = enum.auto()
@@ -121,6 +122,14 @@ SITUATIONS: Mapping[Situation, Text] = {
         "pathctld starts it again by itself, at once and then every few seconds. If that does not help, its log says "
         "why: log/{volume}.log in pathctl's state folder.",
         "pathctl volume show {volume}",
+    ),
+    Situation.OTHER_PAIR: Text(
+        "The configuration of this host and what volume {volume} itself has recorded do not agree: by its own record "
+        "it is not in this pair.",
+        "Nothing happens by itself; the configuration is probably an older one that was restored. Free the volume with "
+        "the command below, see with `pathctl volume show {volume}` whether its data is complete, then create the pair "
+        "anew.",
+        _HALF,
     ),
     Situation.CONNECTING: Text(
         "The path is wanted and its data connection is just being made.",
@@ -315,7 +324,7 @@ def _why_apart(facts: Facts) -> Situation:
     if not facts.is_heard and facts.pair.side == "destination":
         return Situation.SOURCE_AWAY_LINKED if facts.is_linked else Situation.SOURCE_AWAY
     if not facts.is_heard:
-        return Situation.SILENT
+        return Situation.SILENT if facts.failed else Situation.OTHER_PAIR
     if facts.is_reachable is False:
         return Situation.PEER_DOWN
     return Situation.LINK_DOWN if facts.link_error or facts.pair.reason else Situation.CONNECTING
@@ -432,7 +441,7 @@ def _causes(facts: Facts, found: Situation) -> tuple[str | None, ...]:
             return facts.link_error, reason
         case Situation.PEER_DOWN:
             return facts.peer_note, facts.link_error, reason
-        case Situation.SILENT:
+        case Situation.SILENT | Situation.OTHER_PAIR:
             return facts.failed, reason
         case Situation.SOURCE_AWAY | Situation.SOURCE_AWAY_LINKED:
             return facts.peer_note, reason
@@ -466,10 +475,10 @@ def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
         return f"Both volumes keep what they hold; {names['source']} can be used. {_whole_here(facts)}"
     if pair.side == "destination" and (not facts.is_heard or facts.is_ended_there):
         return f"Nothing is lost by waiting. {_whole_here(facts)}"
-    if found is Situation.SILENT:
+    if found in (Situation.SILENT, Situation.OTHER_PAIR):
         return (
             "Every acknowledged write is on the disk or at the other host. Leave both volumes and their metadata files "
-            "as they are; delete nothing until the process runs again."
+            "as they are; delete neither."
         )
     if found is Situation.FAILED:
         return (

@@ -68,6 +68,11 @@ TABLE = [
     (make({"state": "Suspended", "side": "destination"}), Situation.SUSPENDED, "pathctl pair resume vb"),
     (make({"state": "Suspended"}, failed="a sync failed"), Situation.FAILED, None),
     (make({"state": "Partitioned"}, is_heard=False, failed="no process"), Situation.SILENT, "pathctl volume show va"),
+    (
+        make({"state": "Partitioned", "reason": "volume va is in no pair by its metadata"}, is_heard=False),
+        Situation.OTHER_PAIR,
+        "pathctl pair delete va --half --yes",
+    ),
     (make({"state": "Partitioned"}), Situation.CONNECTING, None),
     (make({"state": "Partitioned"}, link_error="no route"), Situation.LINK_DOWN, None),
     (make({"state": "Partitioned"}, link_error="no route", is_reachable=False), Situation.PEER_DOWN, None),
