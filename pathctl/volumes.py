@@ -402,6 +402,13 @@ def device_failure(row: db.Volume) -> str | None:
     return f"the process behind {known.path} has ended: end the device's use, then `pathctl attach {row.name}` again"
 
 
+def _strange_pair(node: Node, row: db.Volume, found: controlclient.Status | None) -> str | None:
+    """A pair that only the metadata knows."""
+    if found is None or found.pair is None or node.db.connection_of(row.name) or node.db.entry_of(row.name):
+        return None
+    return unknown_pair(row.name, found)
+
+
 async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
     """V of the API: the row, and what its data plane says."""
     connection = node.db.connection_of(row.name)
@@ -421,8 +428,8 @@ async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
         "device": row.device_path,
         "pid": keeper.pid if keeper else None,
         "clients": facts.clients if facts else 0,
-        "invalid": facts.invalid if facts else 0,
-        "incomplete": facts.incomplete if facts else False,
-        "failed": found.failed or device_failure(row),
+        "invalid": facts.invalid if facts else None,
+        "incomplete": facts.incomplete if facts else None,
+        "failed": found.failed or device_failure(row) or _strange_pair(node, row, facts),
         "counters": facts.counters if facts else {},
     }

@@ -189,8 +189,10 @@ def test_a_volume_that_was_paired_after_the_backup_is_not_used_until_it_is_freed
         with pytest.raises(PathctlError, match=f"pathctl pair delete {name} --half") as caught:
             host.call(verb, **fields)
         assert caught.value.code == ErrorCode.REFUSED
+    assert f"`pathctl pair delete {name} --half`" in host.volume(name)["failed"]
     assert host.call("pair.delete", pair=name, half=True, dry_run=True)["plan"]["steps"]
     assert host.call("pair.delete", pair=name, half=True)["pair"]["pair"] == pair
+    assert host.volume(name)["failed"] is None
     host.call("attach", volume=name)
     host.call("detach", volume=name)
 
