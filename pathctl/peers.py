@@ -328,7 +328,7 @@ async def _send(
     except (aiohttp.ServerFingerprintMismatch, aiohttp.ClientConnectorCertificateError) as error:
         raise errors.NoAnswer(
             ErrorCode.UNREACHABLE,
-            f"the host at {address}:{port} is not {name}: it shows another certificate; check the address",
+            f"the host at {address}:{port} is not {name}: it shows another certificate",
             sent=False,
         ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -339,9 +339,7 @@ async def _send(
     except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
         what = f"host {name} at {address}:{port} was asked ({verb}) and did not answer"
         if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):  # a refused certificate too
-            what += (
-                ": it broke off the connection, because its pathctld ended, its clock is wrong or it forgot this host"
-            )
+            what += ": it broke off the connection, because its pathctld ended or it forgot this host"
         raise errors.NoAnswer(ErrorCode.UNREACHABLE, what, sent=True) from error
 
 

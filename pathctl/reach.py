@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from pathctl import actor, errors
+from pathctl import actor, errors, units
 from pathctl.errors import ErrorCode, NoAnswer
 from pathctl.node import Node, Reach
 
@@ -63,7 +63,8 @@ def note_clock(node: Node, name: str, their_time: float, asked: float, answered:
 
 def _clock_note(name: str, skew_s: float) -> str:
     way = "ahead of" if skew_s > 0 else "behind"
-    return f"the clock of host {name} is {abs(skew_s):.1f} s {way} this host's; set one of them, times in events differ"
+    off = units.format_duration(abs(skew_s)) if abs(skew_s) >= 60 else f"{abs(skew_s):.1f} s"
+    return f"the clock of host {name} is {off} {way} this host's; set one of them, times in events differ"
 
 
 def why_away(node: Node, name: str) -> NoAnswer | None:

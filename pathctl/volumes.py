@@ -298,7 +298,10 @@ async def attach_locked(node: Node, name: str) -> str:
     """Make the volume a block device; repeated, it answers the same device.  The caller holds the volume's lock."""
     row = node.volume(name)
     if _is_destination(node, name):
-        raise errors.refused(f"volume {name} is a destination: its peer writes to it, so it cannot be attached here")
+        raise errors.refused(
+            f"volume {name} is a destination: its peer writes to it, so it cannot be attached here; attach the source "
+            "on that host, or delete the pair first"
+        )
     if row.state != "ready" or row.operation is not None:
         raise errors.refused(f"volume {name} is still being made or deleted; wait until that is finished")
     if node.db.connection_of(name) is None and not row.attached:

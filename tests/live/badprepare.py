@@ -16,7 +16,8 @@ from pathlib import Path
 
 from live import badscene
 from live.badscene import SIZE, Scene
-from waiting import wait_until
+from live.daemons import Daemon
+from waiting import WAIT_S, wait_until
 
 from pathctl import db
 
@@ -176,6 +177,13 @@ def nowhere(scene: Scene) -> Iterator[Words]:
 # -- gamma in another way --------------------------------------------------------------------
 
 
+def shut_down(host: Daemon) -> None:
+    """End pathctld and all processes that it has started, without a word on our stderr."""
+    assert host.process is not None
+    host.call("host.shutdown")
+    host.process.wait(WAIT_S)
+
+
 @contextlib.contextmanager
 def ambiguous(scene: Scene) -> Iterator[Words]:
     """gamma with two pairs whose UUIDs begin alike: 300 real ones would be needed for that, so their rows are
@@ -193,7 +201,7 @@ def ambiguous(scene: Scene) -> Iterator[Words]:
     try:
         yield {}
     finally:
-        scene.gamma.stop_all()
+        shut_down(scene.gamma)
         database = db.Database(scene.gamma.root / "var/lib/pathctl/pathctl.db")
         for number, pair in enumerate(alike):
             database.delete_connection(f"{pair}{number}")
@@ -261,7 +269,7 @@ def started_as(name: str, **environment: str) -> Prepare:
             yield {}
         finally:
             scene.gamma.environment = {}
-            scene.gamma.stop_all()
+            shut_down(scene.gamma)
 
     prepare.__name__ = name
     return prepare
@@ -317,5 +325,5 @@ def full_disk(scene: Scene) -> Iterator[Words]:
             badscene.fill(state / "filler")
             yield {"state": str(state)}
         finally:
-            scene.gamma.stop_all()
+            shut_down(scene.gamma)
             shutil.rmtree(kept)
