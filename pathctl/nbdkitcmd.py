@@ -33,6 +33,7 @@ class Plane(msgspec.Struct, frozen=True):
     uuid: str
     role: Literal["host", "peer"]
     backing: str
+    managed: bool
     meta: str
     control: str
     log: str
@@ -49,6 +50,7 @@ def plane(cfg: config.Config, host: db.Host | None, volume: db.Volume, row: db.C
         uuid=volume.uuid,
         role="host",
         backing=volume.backing,
+        managed=volume.managed,
         meta=str(cfg.meta(volume.name)),
         control=str(cfg.control_socket(volume.name)),
         log=str(cfg.log(volume.name)),

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import backings, controlclient, copyrate, db, errors, nbdkitcmd
+from pathctl import controlclient, copyrate, db, errors, nbdkitcmd
 from pathctl.node import Node
 
 FORMAT_LIMIT_S = 120.0
@@ -25,12 +25,8 @@ async def settle(node: Node, volume: str) -> None:
     wanted = plane(node, volume)
     if wanted is None:
         await node.supervisor.stop(volume)
-        return
-    if node.supervisor.get(volume) is None:  # somebody may have taken it while nobody had it
-        row = node.db.volume(volume)
-        is_managed = row is not None and row.managed
-        await asyncio.to_thread(backings.refuse_in_use, wanted.backing, managed=is_managed)
-    await node.supervisor.ensure(wanted)
+    else:
+        await node.supervisor.ensure(wanted)
 
 
 def plane(node: Node, volume: str) -> nbdkitcmd.Plane | None:

@@ -17,7 +17,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pathctl import config, controlclient, errors, logs, nbdkitcmd, process
+from pathctl import backings, config, controlclient, errors, logs, nbdkitcmd, process
+from pathctl.errors import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Keeper:
         self.plane = plane
         self.failure: str | None = None
         self.is_ready = False
+        self._failure_code = ErrorCode.INTERNAL
         self._cfg = cfg
         self._started = started
         self._tell = tell
@@ -68,6 +70,7 @@ class Keeper:
             except errors.PathctlError as error:
                 if error.message != self.failure:
                     self._tell("process.failed", self.plane.volume, error.message)
+                self._failure_code = error.code
                 await self._say(ready=False, failure=error.message)
                 log.warning("nbdkit of volume %s does not run: %s", self.plane.volume, error.message, extra=self._about)
             lived_well = asyncio.get_running_loop().time() - since > LIVED_WELL_S
@@ -124,6 +127,8 @@ class Keeper:
         self._is_stale.set()
 
     async def _start(self) -> None:
+        # Somebody may have taken it while nobody had it, if it was only for the moment between two processes.
+        await asyncio.to_thread(backings.refuse_in_use, self.plane.backing, managed=self.plane.managed)
         if self._listener is None:
             self._listener = listen(self.plane)
         argv = nbdkitcmd.argv(self.plane, find_nbdkit(), find_plugin(), self._cfg.settings)
@@ -184,7 +189,7 @@ class Keeper:
         except TimeoutError as error:
             raise errors.internal(f"nbdkit of volume {self.plane.volume} did not start in time") from error
         if not self.is_ready:
-            raise errors.internal(self.failure or "")
+            raise errors.PathctlError(self._failure_code, self.failure or "")
 
     async def stop(self, *, drain: bool) -> None:
         """End the process and close the socket.  Call it after `run` has been cancelled."""

@@ -243,3 +243,17 @@ def test_a_disk_and_its_partitions_are_told_apart(alpha, image, tmp_path):
         finally:
             for number in (1, 2):
                 run("delpart", disk, str(number))
+
+
+def test_a_backing_taken_while_the_host_was_down_is_waited_for_and_the_use_is_shown(hosts, image, tmp_path):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="home", backing=str(image))
+    wanted = {"source": "home", "destination": "beta:home", "invalidate": "destination", "create": True}
+    alpha.call("pair.create", **wanted)
+    alpha.stop_all()
+    with mounted(image, tmp_path) as folder:
+        alpha.start()
+        wait_until(lambda: f"mounted at {folder}" in (alpha.volume("home")["failed"] or ""), "the use is shown")
+        assert alpha.volume("home")["pid"] is None
+    wait_until(lambda: alpha.call("pair.show", pair="home")["pair"]["state"] == "Synchronized", "it comes up by itself")
+    assert alpha.volume("home")["failed"] is None
