@@ -101,7 +101,9 @@ async def _watch_peers(node: Node) -> None:
         node.ping_now.clear()
         try:
             if node.db.host() is not None:
-                await asyncio.gather(*(peers.ping(node, peer.name) for peer in node.db.peers()))
+                known = {peer.name for peer in node.db.peers()}
+                await asyncio.gather(*(channels.drop(node, name) for name in node.channels.keys() - known))
+                await asyncio.gather(*(peers.ping(node, name) for name in known))
         except errors.PathctlError as error:
             log.warning("the peers cannot be looked at: %s", error.message)
         with contextlib.suppress(TimeoutError):
