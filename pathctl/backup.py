@@ -217,8 +217,8 @@ def _refused(path: Path, why: str) -> PathctlError:
 
 def _unpack(path: Path, folder: Path) -> Manifest:
     """Its members in a new folder, all as the manifest says; nothing of the file is trusted before."""
-    folder.mkdir(mode=0o700)
     try:
+        folder.mkdir(mode=0o700)
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             return _unpack_members(path, tar, folder)
     except FileNotFoundError as error:
@@ -228,6 +228,8 @@ def _unpack(path: Path, folder: Path) -> Manifest:
     except OSError as error:
         if error.errno is None:  # gzip's
             raise _refused(path, f"it is no backup of pathctl or is damaged ({error})") from error
+        if errors.is_full(error):
+            raise errors.not_written(folder, error) from error
         raise errors.refused(f"{path} cannot be read: {error.strerror}; nothing was changed") from error
 
 

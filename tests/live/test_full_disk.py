@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from live import badscene
 from live.badscene import SIZE, Outcome
-from live.daemons import BIN, Daemon, enrol
+from live.daemons import BIN, Daemon, enrol, free_port
 from waiting import WAIT_S, wait_until
 
 ROOM = 24 << 20
@@ -73,7 +73,7 @@ class Hosts:
     """alpha and beta; the state folder of `full` is on the tmpfs."""
 
     def __init__(self, folder: Path, full: str) -> None:
-        self.alpha, self.beta = Daemon(folder, "alpha"), Daemon(folder, "beta")
+        self.alpha, self.beta, self.gamma = (Daemon(folder, name) for name in ("alpha", "beta", "gamma"))
         self.all = {"alpha": self.alpha, "beta": self.beta}
         self.disk = FullDisk(self.all[full])
 
@@ -84,6 +84,9 @@ class Hosts:
             for name in ("free", "att", "paired"):
                 host.call("volume.create", name=host.name[0] + name, size=SIZE)
             host.call("attach", volume=f"{host.name[0]}att")
+        self.gamma.start().call("host.init", name="gamma", address="127.0.0.1", port=self.gamma.port)
+        for volume, invalid in (("ainc", "source"), ("binc", "destination")):
+            self._make_incomplete(volume, invalid)
         self.alpha.call("pair.create", source="apaired", destination="beta:bpaired", invalidate="destination")
         device = self.alpha.call("attach", volume="apaired")["device"]
         # All of both images is there: what a sparse one cannot take on a full file system is its users' affair.
@@ -94,6 +97,14 @@ class Hosts:
         )
         self.wait_synchronized()
 
+    def _make_incomplete(self, volume: str, invalid: str) -> None:
+        """A volume of which some is only at the other host, in no pair any more."""
+        ends = ("ainc", "beta:other") if invalid == "source" else ("other", "beta:binc")
+        both = dict(zip(("source", "destination"), ends, strict=True))
+        self.alpha.call("pair.create", **both, invalidate=invalid, create=True, size=SIZE, copy_rate_bytes_s=0)
+        self.alpha.call("pair.delete", pair=ends[0], force=True)
+        wait_until(self.has_ended, "the pair has gone")
+
     def wait_synchronized(self) -> None:
         wait_until(
             lambda: {pair["state"] for pair in self.alpha.call("pair.list")["pairs"]} == {"Synchronized"},
@@ -103,12 +114,13 @@ class Hosts:
     def tear_down(self) -> None:
         with contextlib.ExitStack() as undo:  # each, whatever becomes of the others
             undo.callback(self.disk.unmount)
-            for host in self.all.values():
+            for host in (*self.all.values(), self.gamma):
                 undo.callback(host.stop_all)
             self.disk.empty()
 
     def run(self, at: str, *argv: str) -> Outcome:
-        return badscene.run([str(BIN / "pathctl"), "--root", str(self.all[at].root), *argv])
+        root = (self.all | {"gamma": self.gamma})[at].root
+        return badscene.run([str(BIN / "pathctl"), "--root", str(root), *argv])
 
     def rows(self) -> dict[str, Any]:
         return {name: badscene.state(host.root) for name, host in self.all.items()}
@@ -175,6 +187,7 @@ def test_what_only_looks_works_on_a_full_file_system(hosts: Hosts, command: str)
     assert (found.code, found.err) == (0, "")
 
 
+NEW = "{m}new"
 # Each with what takes it back afterwards.  {m} and {p} are the first letters of this host and of its peer.
 CHANGING = (
     ("volume create {m}new --size 4M", "volume delete {m}new --yes"),
@@ -189,7 +202,7 @@ CHANGING = (
     ("pair create {peer}:{p}free {m}free --invalidate destination --yes", "pair delete {m}free --force --yes"),
     (
         "pair create {m}new {peer}:{p}new --create --size 4M --invalidate destination --attach --yes",
-        "detach {m}new; pair delete {m}new --force --yes; volume delete {m}new --yes; at peer: volume delete {p}new --yes",
+        f"detach {NEW}; pair delete {NEW} --force --yes; volume delete {NEW} --yes; at peer: volume delete {{p}}new --yes",
     ),
     ("pair suspend {m}paired", "pair resume {m}paired"),
     ("pair set {m}paired --copy-rate 100M", "pair set {m}paired --copy-rate none"),
@@ -197,7 +210,12 @@ CHANGING = (
         "pair delete {m}paired --force --yes",
         "at alpha: pair create apaired beta:bpaired --invalidate destination --yes",
     ),
+    ("volume accept {m}inc --yes", ""),
     ("peer invite", ""),
+    ("peer join {invited}", ""),
+    ("peer set {peer} --address 127.0.0.2 --force", "peer set {peer} --address 127.0.0.1:{peer_port}"),
+    ("host set --address 127.0.0.1:{port}", "host set --address 127.0.0.1:{own_port}"),
+    ("host init --name {name} --address 127.0.0.1:{own_port}", ""),
     ("backup {state}/copy", "rm {state}/copy"),
     ("backup {elsewhere}/copy", "rm {elsewhere}/copy"),
 )
@@ -209,7 +227,7 @@ def test_a_command_on_a_full_file_system_succeeds_or_changes_nothing_and_says_wh
 ) -> None:
     name = hosts.disk.host.name
     peer = "beta" if name == "alpha" else "alpha"
-    words = {"m": name[0], "p": peer[0], "peer": peer, "state": hosts.disk.folder, "elsewhere": hosts.disk.host.faults}
+    words = words_of(hosts, name, peer)
     argv = command.format(**words).split()
     before = hosts.rows()
     hosts.disk.fill()
@@ -230,6 +248,21 @@ def test_a_command_on_a_full_file_system_succeeds_or_changes_nothing_and_says_wh
     wait_until(hosts.has_ended, "nothing is left open")
     hosts.wait_synchronized()
     assert names_of(hosts.rows()) == names_of(before)
+
+
+def words_of(hosts: Hosts, name: str, peer: str) -> dict[str, object]:
+    return {
+        "m": name[0],
+        "p": peer[0],
+        "name": name,
+        "peer": peer,
+        "state": hosts.disk.folder,
+        "elsewhere": hosts.disk.host.faults,
+        "invited": hosts.gamma.call("peer.invite")["token"],
+        "port": free_port(),
+        "own_port": hosts.disk.host.port,
+        "peer_port": hosts.all[peer].port,
+    }
 
 
 def assert_told(found: Outcome, folder: Path) -> None:
@@ -385,3 +418,43 @@ def test_pathctld_starts_on_a_full_file_system_and_the_pair_goes_on(hosts: Hosts
         hosts.disk.empty()
     assert hosts.run(host.name, *f"volume create {host.name[0]}new --size 4M".split()).code == 0
     assert hosts.run(host.name, *f"volume delete {host.name[0]}new --yes".split()).code == 0
+
+
+def test_a_host_gets_its_name_when_there_is_room(tmp_path: Path) -> None:
+    host = Daemon(tmp_path, "new")
+    disk = FullDisk(host)
+    disk.mount()
+    init = f"host init --name new --address 127.0.0.1:{host.port}".split()
+    command = [str(BIN / "pathctl"), "--root", str(host.root), *init]
+    try:
+        host.start()
+        disk.fill()
+        assert_told(badscene.run(command), disk.folder)
+        assert (badscene.rows(host.root)["host"], host.call("status")["host"]) == ([], None)
+        assert [name for name, _ in badscene.files(disk.folder / "keys") if name.endswith(".new")] == []
+        disk.empty()
+        assert badscene.run(command).code == 0
+    finally:
+        disk.empty()
+        host.stop_all()
+        disk.unmount()
+
+
+def test_a_restore_on_a_full_file_system_leaves_what_is_there(hosts: Hosts) -> None:
+    host = hosts.disk.host
+    copy = str(host.faults / "copy")
+    assert hosts.run(host.name, "backup", copy).code == 0
+    host.stop_all()
+    database = hosts.disk.folder / "pathctl.db"
+    before = database.read_bytes()
+    hosts.disk.fill()
+    try:
+        assert_told(hosts.run(host.name, "restore", copy, "--yes"), hosts.disk.folder)
+        assert database.read_bytes() == before
+    finally:
+        hosts.disk.empty()
+    found = hosts.run(host.name, "restore", copy, "--yes")
+    assert found.code == 0, found.err
+    host.start()
+    hosts.wait_synchronized()
+    Path(copy).unlink()
