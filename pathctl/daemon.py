@@ -89,9 +89,7 @@ async def _stop_all(cfg: config.Config) -> None:
         with rootlock.alone(cfg):
             backup.finish(cfg)
             await _until_stopped(cfg, serving=False)
-    except PathctlError as error:
-        if error.code != ErrorCode.REFUSED:
-            raise
+    except rootlock.Taken:
         await _ask_to_stop(cfg)
 
 

@@ -10,6 +10,10 @@ from typing import IO
 from pathctl import config, errors
 
 
+class Taken(errors.PathctlError):
+    """A pathctld runs with this root.  Ask that one, or give up."""
+
+
 @contextlib.contextmanager
 def alone(cfg: config.Config) -> Iterator[None]:
     """Hold the lock of this root."""
@@ -27,5 +31,6 @@ def _lock(path: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise errors.refused(f"a pathctld is running already with this root ({path}); stop it first") from None
+        message = f"a pathctld is running already with this root ({path}); stop it first"
+        raise Taken(errors.ErrorCode.REFUSED, message) from None
     return file

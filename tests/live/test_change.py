@@ -4,14 +4,15 @@ import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import threading
 
 import psutil
 import pytest
-from live.daemons import Daemon, enrol
+from live.daemons import BIN, Daemon, enrol
 from waiting import wait_until
 
-from pathctl.errors import ErrorCode, PathctlError
+from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
 SIZE = 8 << 20
 TRACKS = SIZE >> 16
@@ -452,3 +453,17 @@ def test_an_ambiguous_prefix_names_the_pairs_that_it_may_mean(hosts):
     reason = alpha.call("pair.show", pair="v0")["pair"]["reason"]
     assert "by its metadata" in reason
     assert "`pathctl pair delete v0 --half`" in reason
+
+
+def test_ending_all_says_who_still_uses_a_device(hosts):
+    alpha, _ = hosts
+    alpha.call("volume.create", name="va", size=SIZE)
+    device = alpha.call("attach", volume="va")["device"]
+    alpha.terminate()
+    with open(device, "rb"):
+        found = subprocess.run(
+            [BIN / "pathctld", "--root", alpha.root, "--stop-all"], capture_output=True, text=True, timeout=60
+        )
+    assert (found.returncode, f"{device} is open in" in found.stderr) == (ExitCode.REFUSED, True), found.stderr
+    alpha.start()
+    assert alpha.volume("va")["device"] == device
