@@ -346,8 +346,9 @@ def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, first, ste
     runner = threading.Thread(target=lambda: found.append(_try_made(alpha, first)))
     runner.start()
     alpha.wait_reached(f"create.{step}")
+    ours = {f"control={host.root}/run/pathctl/{victim}.ctl" for host in hosts}
     for process in psutil.process_iter(["cmdline"]):
-        if any(word.endswith(f"/{victim}.ctl") for word in process.info["cmdline"] or []):
+        if ours & set(process.info["cmdline"] or []):
             process.kill()
     pause.unlink()
     runner.join(60)
