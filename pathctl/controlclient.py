@@ -4,6 +4,7 @@ JSON lines, one short connection per command, every command with a time limit.  
 PathctlError; no reply becomes NoAnswer, because the command may have been carried out.
 """
 
+import array
 import asyncio
 import os
 import socket
@@ -17,6 +18,7 @@ from pathctl import errors
 from pathctl.errors import ErrorCode
 
 LINE_LIMIT = 1 << 20
+SOCKETS_MOST = 4
 
 CODES = {
     "bad_request": ErrorCode.INTERNAL,
@@ -142,7 +144,7 @@ def _take_sockets(path: str, limit_s: float) -> list[socket.socket]:
             client.connect(path)
             client.sendall(b'{"op":"sockets"}\n')
             while not line.endswith(b"\n"):
-                data, handles, _, _ = socket.recv_fds(client, LINE_LIMIT, 4)
+                data, handles = _receive(client)
                 taken += handles
                 line += data
                 if not data:
@@ -155,3 +157,17 @@ def _take_sockets(path: str, limit_s: float) -> list[socket.socket]:
             raise
         raise _no_answer(path, "sockets", f"cannot be asked ({error})", True) from error
     return [socket.socket(fileno=handle) for handle in taken]
+
+
+def _receive(client: socket.socket) -> tuple[bytes, list[int]]:
+    """Data, and what descriptors came with it, closed in our children: nbdkit must have no listener but its own.
+
+    Not socket.recv_fds, which in Python 3.11 drops the flags it is given.
+    """
+    room = socket.CMSG_SPACE(SOCKETS_MOST * array.array("i").itemsize)
+    data, ancillary, _, _ = client.recvmsg(LINE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    handles = array.array("i")
+    for level, kind, raw in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            handles.frombytes(raw[: len(raw) - len(raw) % handles.itemsize])
+    return data, handles.tolist()

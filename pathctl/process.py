@@ -106,8 +106,9 @@ def check_listener(pid: int, listener: socket.socket) -> None:
         raise errors.internal(f"the sockets of process {pid} cannot be looked at: {error}") from error
     given = {listener.getsockname()[:2]} if listener.family != socket.AF_UNIX else set()
     if held != f"socket:[{inode}]" or own - given:
+        extra = ", ".join(f"{laddr[0]}:{laddr[1]}" for laddr in sorted(own - given)) or "nothing else"
         raise errors.internal(
-            f"nbdkit {pid} does not listen on the socket it was given ({held}, {own}) and was killed; report this"
+            f"nbdkit {pid} listens on what it was not given (it holds {held}, and {extra}) and was killed; report this"
         )
 
 

@@ -576,6 +576,21 @@ def test_a_backing_that_is_pathctls_own_or_in_use_is_refused(hosts, tmp_path):
         subprocess.run(["losetup", "--detach", loop], check=True)
 
 
+def test_a_restarted_destination_takes_new_pairs_and_its_old_processes_are_started_anew(hosts, tmp_path):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    for restart in (beta.terminate, beta.kill):
+        restart()
+        beta.start()
+        old = beta.volume("vb")["pid"]
+        name = f"later-{restart.__name__}"
+        create(alpha, source=name, destination=f"beta:{name}", create=True, size=SIZE)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda old=old: beta.volume("vb")["pid"] not in (None, old), "its process is started anew")
+        wait_until(lambda: set(pair_state(alpha)) == {"Synchronized"}, "every pair is Synchronized")
+
+
 def test_a_second_pathctld_on_the_same_root_is_refused(hosts):
     alpha, _ = hosts
     second = subprocess.run([BIN / "pathctld", "--root", alpha.root], capture_output=True, text=True, timeout=20)
