@@ -187,7 +187,12 @@ def test_what_only_looks_works_on_a_full_file_system(hosts: Hosts, command: str)
     assert (found.code, found.err) == (0, "")
 
 
-NEW = "{m}new"
+NEW_GONE = (
+    "detach {m}new",
+    "pair delete {m}new --force --yes",
+    "volume delete {m}new --yes",
+    "at peer: volume delete {p}new --yes",
+)
 # Each with what takes it back afterwards.  {m} and {p} are the first letters of this host and of its peer.
 CHANGING = (
     ("volume create {m}new --size 4M", "volume delete {m}new --yes"),
@@ -202,7 +207,7 @@ CHANGING = (
     ("pair create {peer}:{p}free {m}free --invalidate destination --yes", "pair delete {m}free --force --yes"),
     (
         "pair create {m}new {peer}:{p}new --create --size 4M --invalidate destination --attach --yes",
-        f"detach {NEW}; pair delete {NEW} --force --yes; volume delete {NEW} --yes; at peer: volume delete {{p}}new --yes",
+        "; ".join(NEW_GONE),
     ),
     ("pair suspend {m}paired", "pair resume {m}paired"),
     ("pair set {m}paired --copy-rate 100M", "pair set {m}paired --copy-rate none"),
