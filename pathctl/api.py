@@ -34,6 +34,7 @@ from pathctl import (
     peers,
     pki,
     planes,
+    problems,
     protocol,
     reach,
     settings,
@@ -62,7 +63,8 @@ PeerHandler = Callable[[Node, str, Any], Answer]
 
 async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
     found_volumes, found_pairs = await asyncio.gather(volumes.show_all(node), pairs.show_all(node))
-    return {"host": peers.host_json(node), **peers.list_known(node), "volumes": found_volumes, "pairs": found_pairs}
+    host = {"host": peers.host_json(node), "problems": problems.find(node)}
+    return host | peers.list_known(node) | {"volumes": found_volumes, "pairs": found_pairs}
 
 
 async def config_show(node: Node, body: peers.Nothing) -> dict[str, Any]:

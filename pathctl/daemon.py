@@ -254,6 +254,7 @@ async def _serve_peers(node: Node) -> None:
             node.moved.clear()
             server = await _listen_for_peers(node, runner.server)
             async with server:
+                node.listen_error = None
                 node.listening.set()
                 log.info("serving peers on %s:%s", *server.sockets[0].getsockname()[:2])
                 await node.moved.wait()
@@ -277,7 +278,7 @@ async def _listen_for_peers(node: Node, protocol: web.Server) -> asyncio.Server:
         except OSError as error:
             if node.listen_error is None:
                 log.warning("%s:%s cannot be listened on: %s; trying on", host.address, host.port, error)
-            node.listen_error = error.strerror or str(error)
+            node.listen_error = os.strerror(error.errno) if error.errno else str(error)  # strerror is asyncio's own
             await asyncio.sleep(node.cfg.timeouts.retry_s)
 
 

@@ -26,7 +26,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from pathctl import controlclient, db, errors, pairstate, settings, shapes
+from pathctl import controlclient, db, errors, pairstate, problems, settings, shapes
 from pathctl.node import Node, Reach, Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -66,6 +66,7 @@ class Facts(msgspec.Struct, frozen=True):
     volumes: list[VolumeFacts]
     reach: dict[str, Reach]
     processes: list[ProcessFacts]
+    state_free_bytes: int
 
 
 # -- gathering --------------------------------------------------------------------------------------------
@@ -79,7 +80,8 @@ async def gather(node: Node) -> Facts:
     looked = await asyncio.gather(*(_look(node, name) for name in unknown))
     known |= {name: status for name, status in zip(unknown, looked, strict=True) if status is not None}
     volumes = [VolumeFacts(row, node.supervisor.get(row.name) is not None, known.get(row.name)) for row in rows]
-    return Facts(samples, volumes, dict(node.reach), await asyncio.to_thread(_look_at, _pids(node, rows)))
+    processes = await asyncio.to_thread(_look_at, _pids(node, rows))
+    return Facts(samples, volumes, dict(node.reach), processes, problems.free_bytes(node.cfg.state))
 
 
 def _fresh(node: Node) -> list[Sample]:
@@ -137,6 +139,8 @@ class _Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _build_info()
+        text = "Room left in the file system of pathctld's state folder."
+        yield _gauge("pathctl_state_free_bytes", text, (), [((), self._facts.state_free_bytes)])
         yield from _pair_families(self._facts.samples)
         yield from _volume_families(self._facts.volumes)
         yield from _latency_families(self._facts.volumes)

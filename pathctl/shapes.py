@@ -208,6 +208,7 @@ class StatusAnswer(Answer, frozen=True, forbid_unknown_fields=True):
     """status"""
 
     host: Host | None
+    problems: list[str]  # what is not well with the host as a whole, one sentence each
     peers: list[Peer]
     volumes: list[Volume]
     pairs: list[Pair]

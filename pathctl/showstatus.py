@@ -30,7 +30,7 @@ def status(answer: Found) -> None:
 
 def _problems(answer: Found) -> list[str]:
     """One sentence for each thing that a person should look at, with what to type."""
-    found = []
+    found = list(answer.get("problems", []))
     for pair in answer["pairs"]:
         name = show.handle(pair)
         if pair["state"] not in _WELL:

@@ -126,7 +126,7 @@ LOSING: Json = {"plan": {"steps": ["mark it"], "loses": [LOSS]}}
 
 # What every verb of the command line is answered with, unless a test says something else.
 ANSWERS: dict[str, Given] = {
-    "status": {"host": HOST, "peers": [PEER], "volumes": [VOLUME], "pairs": [PAIR]},
+    "status": {"host": HOST, "problems": [], "peers": [PEER], "volumes": [VOLUME], "pairs": [PAIR]},
     "host.init": {"host": HOST},
     "host.show": {"host": HOST},
     "host.set": {"host": HOST},

@@ -100,6 +100,7 @@ def facts(**fields):
         "volumes": [volume()],
         "reach": {"beta": Reach(True, 1.0, None, -0.25)},
         "processes": [metrics.ProcessFacts("pathctld", "", 1 << 20, 1.5, 12, 5.0)],
+        "state_free_bytes": 3 << 20,
     } | fields
     return metrics.Facts(**found)
 
