@@ -19,8 +19,10 @@ def alone(cfg: config.Config) -> Iterator[None]:
     """Hold the lock of this root."""
     with _lock(cfg.pid_file) as file:
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise errors.not_written(cfg.pid_file, error) from error
         yield
         file.truncate(0)
 

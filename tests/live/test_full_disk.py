@@ -463,3 +463,15 @@ def test_a_restore_on_a_full_file_system_leaves_what_is_there(hosts: Hosts) -> N
     host.start()
     hosts.wait_synchronized()
     Path(copy).unlink()
+
+
+@pytest.mark.parametrize("folder", ["var/lib/pathctl", "run/pathctl"])
+def test_pathctld_that_cannot_make_its_files_says_which_file_system_is_full(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / "new" / folder
+    with badscene.mounted("none", place, "-t", "tmpfs", "-o", "size=1M,mode=700"):
+        badscene.fill(place / "filler")
+        found = badscene.run([str(BIN / "pathctld"), "--root", str(tmp_path / "new")])
+    assert found.code == 1
+    assert found.err.splitlines()[-1].startswith(f"pathctld: the file system of {place} is full")
+    assert "make room" in found.err
+    assert "Traceback" not in found.err
