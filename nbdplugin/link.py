@@ -220,6 +220,8 @@ class Link:
                 break
         cause = reason if isinstance(reason, PeerRefused) else session.reason or reason or "the connection was lost"
         self._engine.run(modes.lose_session(self._core, session.number, cause))
+        if session.reason is not None and self._core.link_error is not None and not self._core.was_refused:
+            self._core.link_error = session.reason  # a request that was cut off by it may have told its own end first
 
     # --- hands ---
 

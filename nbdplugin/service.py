@@ -36,6 +36,7 @@ from nbdplugin.volume import Volume
 T = TypeVar("T")
 META_SIZE = 64 << 10
 DRAINED_S = 10.0
+HEARD_SPARE_S = 2.0  # what a source that is there may be late
 _LENGTH = struct.Struct(">I")
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,9 @@ class DataExport:
         self._pair = owner.target.table.header.pair
 
     def _run(self, flow: actions.Flow[T]) -> T:
-        return self._owner.engine.run(_fence(self._target, self._pair, flow))
+        result = self._owner.engine.run(_fence(self._target, self._pair, flow))
+        self._owner.note_heard()
+        return result
 
     def read(self, buf: memoryview, offset: int) -> None:
         buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
@@ -313,9 +316,12 @@ class MetaExport:
             answer = engine.run(target.greet(message))
             if answer["verdict"] == "accepted":
                 self._session, self._pair = message["session"], message["pair"]
+                self._owner.note_heard()
             return answer
         try:
-            return engine.run(_fence(target, self._pair, target.tell(self._session, message)))
+            answer = engine.run(_fence(target, self._pair, target.tell(self._session, message)))
+            self._owner.note_heard()
+            return answer
         except SessionOver:
             raise
         except PathError as error:
@@ -351,6 +357,7 @@ class PeerService:
         self.target = Target(meta.table, _new_name)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
+        self._heard_at: float | None = None
         self._control = Control(
             params.control,
             {
@@ -375,11 +382,19 @@ class PeerService:
             return DataExport(self, int(parts[2]), parts[3] == "host")
         raise BadRequest(f"there is no export {name[:80]!r} here")
 
+    def note_heard(self) -> None:
+        """A callback or message of the session that is open: the source sends one a second at least."""
+        self._heard_at = time.monotonic()
+
     def get_status(self) -> dict[str, Any]:
+        """`session` is null when nothing was heard of it for longer than its source would put up with."""
         target = self.target
         with self.engine.lock:
             facts = status.describe(target.table)
             session = target.table.header.session if target.is_open else None
+        heard_s = None if self._heard_at is None else round(time.monotonic() - self._heard_at, 1)
+        if heard_s is None or heard_s > self.params.link_timeout_s + HEARD_SPARE_S:
+            session = None
         counters = {
             "read_bytes": target.read_bytes,
             "write_bytes": target.written_bytes,
@@ -394,6 +409,7 @@ class PeerService:
             "session": session,
             "link": "up" if session else "none",
             "link_error": None,
+            "heard_s": heard_s,
             "complete": not target.is_incomplete,
             "waiting": 0,
             "failed": target.failed,

@@ -50,6 +50,7 @@ class Status(msgspec.Struct, frozen=True):
     session: int | None = None
     link: str = "none"
     link_error: str | None = None
+    heard_s: float | None = None  # role peer: since when nothing has come from the source
     invalid: int = 0
     owed: int = 0
     complete: bool = False

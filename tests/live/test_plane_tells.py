@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -129,3 +130,23 @@ def test_a_level_below_the_set_one_is_not_logged(make_pair: MakePair) -> None:
     pair = make_pair(log_level="error")
     cut_off(pair)
     assert [line for line in log_lines(pair.source) if "part=nbdplugin" in line] == []
+
+
+def test_a_destination_tells_since_when_it_has_not_heard_of_its_source_and_counts_no_session_then(
+    make_pair: MakePair,
+) -> None:
+    pair = make_pair()
+    assert pair.destination.get_status()["heard_s"] is None
+    pair.create("destination")
+    pair.wait_synchronized()
+    pair.destination.ask("limits", link_timeout_s=0.5)
+    found = pair.destination.get_status()
+    assert (found["session"], found["link"]) == (pair.source.get_status()["session"], "up")
+    assert found["heard_s"] < 2.5
+    assert pair.source.process is not None
+    pair.source.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: pair.destination.get_status()["session"] is None, "it is not taken for connected any more")
+    found = pair.destination.get_status()
+    assert (found["link"], found["heard_s"] >= 2.5) == ("none", True)
+    pair.source.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: pair.destination.get_status()["link"] == "up", "the source is heard again")
