@@ -8,6 +8,7 @@ used.
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -170,7 +171,8 @@ def _check_text(arguments: Iterable[str]) -> None:
 
 
 def _with_hint(error: click.ClickException) -> str:
-    message = error.format_message().rstrip(".")
+    message = re.sub(r"\. Choose from:\s+", ": it is one of ", error.format_message().rstrip("."))
+    message = re.sub(r"\s*\n\s*", " ", message)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return message

@@ -17,6 +17,7 @@ from pathctl import errors, show, signals, units
 
 VERSION = 1  # of the JSON: shapes.VERSION, which takes too long to import; a test holds them together
 
+SLOW = 64 << 10  # bytes per second: a rate below is hardly meant
 AWAY_S = 60.0  # how long what follows something lets pathctld be away: it may be restarted
 _LOOKS = {"status", "host.show", "peer.list", "volume.list", "volume.show", "pair.list", "pair.show", "pair.why"}
 _LOOKS |= {"connection.list", "config.show", "events.list"}
@@ -73,15 +74,20 @@ class Size(click.ParamType[int]):
 
 
 class Rate(click.ParamType[str]):
-    """Checked here, parsed by the command: click has no way to tell a given `none` from an option not given."""
+    """Checked here, parsed by the command: click has no way to tell a given `none` from an option not given.
+
+    One that is slower than anybody means is carried out all the same, and said to be.
+    """
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            units.parse_rate(str(value))
+            rate = units.parse_rate(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if rate and rate < SLOW:
+            print(f"note: {value} is {rate} bytes per second; 10M is 10 MiB per second", file=sys.stderr)
         return str(value)
 
 

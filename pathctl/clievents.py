@@ -9,6 +9,7 @@ import click
 from pathctl import clicommon, cliwatch, show, units
 
 LIMIT = 1000
+LAST = 10  # that are shown before what is followed, unless it is said how many or since when
 WAIT_S = 30.0  # pathctld answers an `events.list` that nothing happens for after this long
 
 
@@ -33,10 +34,15 @@ class Since(click.ParamType[float]):
 @click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--since", type=Since(), metavar="TIME", help="As in 10m, 2h, 3d or 2026-11-22T14:30.")
 @click.option("--pair", type=clicommon.Name("pair"), metavar="PAIR", help="Of this pair only.")
-@click.option("--limit", type=click.IntRange(1, 10000), default=LIMIT, show_default=True, help="The newest N.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10000),
+    help="The newest N.  [default: 1000; with --follow 10, or all since --since]",
+)
 @clicommon.json_option
-def events(follow: bool, since: float | None, pair: str | None, limit: int) -> None:
+def events(follow: bool, since: float | None, pair: str | None, limit: int | None) -> None:
     """Show what has changed: states, configuration, roles; when, why, and who asked."""
+    limit = limit or (LAST if follow and since is None else LIMIT)
     fields: dict[str, Any] = {"after_id": 0, "since": since, "pair": pair, "limit": limit, "wait_s": 0}
     if not follow:
         clicommon.tell(clicommon.call("events.list", **fields), "events", _print_all)

@@ -128,7 +128,10 @@ reasons_option = click.option("--reasons", is_flag=True, help="Say as well what 
 @clicommon.json_option
 def config_show(reasons: bool) -> None:
     """Show the settings that pathctld runs with, and where each comes from."""
-    tell_settings(clicommon.call("config.show"), reasons)
+    answer = clicommon.call("config.show")
+    is_any = any(row["source"] != "default" for row in answer["settings"])
+    said = answer["file"] if is_any else f"nothing is set in {answer['file']}: the defaults hold"
+    tell_settings(answer, said, reasons)
 
 
 @config.command("check", example="pathctl config check /etc/pathctl/pathctl.toml")
@@ -143,14 +146,15 @@ def config_check(file: str | None, reasons: bool) -> None:
     from pathctl import settings
 
     path = Path(file).absolute() if file else clicommon.root() / "etc/pathctl/pathctl.toml"
-    tell_settings(settings.check(path, is_optional=file is None), reasons)
+    answer = settings.check(path, is_optional=file is None)
+    tell_settings(answer, f"{path}: ok" if path.exists() else f"ok: there is no {path}, so the defaults hold", reasons)
 
 
-def tell_settings(answer: dict[str, Any], with_reasons: bool) -> None:
+def tell_settings(answer: dict[str, Any], title: str, with_reasons: bool) -> None:
     if clicommon.is_json():
         clicommon.print_json(answer)
     else:
-        show.settings(answer["file"], answer["settings"], with_reasons)
+        show.settings(title, answer["file"], answer["settings"], with_reasons)
 
 
 @click.command(cls=clicommon.Command, example="pathctl backup /root/pathctl-alpha.backup")

@@ -43,11 +43,12 @@ def pair_wait(name: str, state: str, timeout_s: float) -> None:
 
 
 def _not_yet(found: Answer, state: str, timeout_s: float) -> errors.PathctlError:
-    reason = f" ({found['reason']})" if found["reason"] else ""
+    reason = f"; {found['reason']}" if found["reason"] else ""
+    name = show.handle(found)
     return errors.PathctlError(
         errors.ErrorCode.TIMEOUT,
-        f"pair {show.short(found['pair'])} is {found['state']}{reason} and not {state} after {timeout_s:g} s, with"
-        f" {show.number(show.left(found))} tracks left: wait longer or look with `pathctl why {show.handle(found)}`",
+        f"pair {name} is {found['state']} and not {state} after {timeout_s:g} s, with"
+        f" {show.counted(show.left(found), 'track')} left{reason}; wait longer or look with `pathctl why {name}`",
     )
 
 
@@ -111,7 +112,7 @@ def _check_copying(found: list[Answer]) -> None:
     for pair in found:
         if pair["state"] == "Suspended":
             raise errors.refused(
-                f"pair {show.short(pair['pair'])} is Suspended, so nothing is copied: go on with"
+                f"pair {show.handle(pair)} is Suspended, so nothing is copied: go on with"
                 f" `pathctl pair resume {show.handle(pair)}`"
             )
 

@@ -1,46 +1,79 @@
 """progress - the copies of pairs as bars on a terminal; imported only for that, rich is slow to import.
 
-Drawn by the caller's thread, once for each sample.
+Drawn by the caller's thread, once for each sample.  A line is the volume's name, the state, the bar, figures, and as
+much of a reason as there is room for: the reason gives way first, then the bar, then the name; the state and the
+figures never.  Full and empty are different letters, so a bar can be read without colours.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from rich import console, progress, table
+from rich import console, live, text
 
 from pathctl import show
 
 NAME = 20  # columns of a name that has more
-WORDS = 68  # columns that names, states and figures take
+NAME_LEAST = 8
+BAR_MOST = 30  # columns with both brackets
+BAR_LEAST = 10
+STATE = len(show.DONE_STATE)
+FULL, EMPTY = "#", "."
+
+Pair = dict[str, Any]
 
 
-def follow(samples: Iterable[list[dict[str, Any]]]) -> None:
+def follow(samples: Iterable[list[Pair]]) -> None:
     """Draw each sample until they end.  A bar is full only when its pair is Synchronized."""
     on = console.Console()
-    one_line = table.Column(no_wrap=True, overflow="ellipsis")
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=max(8, min(30, on.width - WORDS))),
-        progress.TextColumn("{task.fields[said]}", markup=False, table_column=one_line),
-    )
-    with progress.Progress(*columns, console=on, auto_refresh=False) as bars:
-        tasks: dict[str, progress.TaskID] = {}
+    seen: dict[str, float] = {}
+    with live.Live(console=on, auto_refresh=False) as picture:
         for pairs in samples:
-            if not pairs and not tasks:
-                bars.console.print("no pairs")
             for pair in pairs:
-                name = pair["pair"]
-                if name not in tasks:
-                    tasks[name] = bars.add_task(_description(pair), total=100.0, said=show.progress_words(pair))
-                completed = show.percent(pair)
-                if completed is not None:  # else the bar stays where it was
-                    bars.update(tasks[name], completed=completed)
-                bars.update(tasks[name], description=_description(pair), said=show.progress_words(pair))
-            for name in set(tasks) - {pair["pair"] for pair in pairs}:
-                bars.remove_task(tasks.pop(name))
-            bars.refresh()
+                seen[pair["pair"]] = _or(show.percent(pair), seen.get(pair["pair"], 0.0))
+            lines = draw(pairs, seen, on.width)
+            picture.update(console.Group(*(lines or [text.Text("no pairs")])), refresh=True)
 
 
-def _description(pair: dict[str, Any]) -> str:
-    name = show.handle(pair)
-    return f"{name if len(name) <= NAME else name[: NAME - 1] + '…':<8} {pair['state']:<12}"
+def _or(known: float | None, before: float) -> float:
+    return before if known is None else known
+
+
+def draw(pairs: list[Pair], percents: dict[str, float], width: int) -> list[text.Text]:
+    """A line for each pair; where nothing is known of one's copy, its bar stays where it was."""
+    words = [show.progress_words(pair) for pair in pairs]
+    figures = max(map(len, words), default=0)
+    reasons = max((len("  " + pair["reason"]) for pair in pairs if pair["reason"]), default=0)
+    name = min(NAME, max((len(show.handle(pair)) for pair in pairs), default=0))
+    spare = width - len("   ") - STATE - figures
+    if spare < name + BAR_LEAST:
+        name = min(name, max(NAME_LEAST, spare - BAR_LEAST))
+    bar = min(BAR_MOST, max(BAR_LEAST, spare - name - reasons))
+    if spare < name + bar:
+        bar = 0
+    return [
+        _line(pair, said, name, _bar(percents[pair["pair"]], bar), width)
+        for pair, said in zip(pairs, words, strict=True)
+    ]
+
+
+def _line(pair: Pair, said: str, name: int, bar: str, width: int) -> text.Text:
+    line = text.Text(no_wrap=True, overflow="crop")
+    line.append(f"{_cut(show.clean(show.handle(pair)), name):<{name}} ")
+    line.append(f"{pair['state']:<{STATE}} ", style=show.COLOURS.get(pair["state"], ""))
+    line.append(f"{bar} " if bar else "")
+    line.append(said)
+    room = width - len(line) - 2
+    if pair["reason"] and room >= NAME_LEAST:
+        line.append(f"  {_cut(show.clean(pair['reason']), room)}")
+    return line
+
+
+def _bar(percent: float, columns: int) -> str:
+    """Rounded down."""
+    inner = columns - len("[]")
+    full = int(inner * percent / 100)
+    return f"[{FULL * full}{EMPTY * (inner - full)}]" if columns else ""
+
+
+def _cut(said: str, columns: int) -> str:
+    return said if len(said) <= columns else f"{said[: columns - 1]}…"

@@ -4,6 +4,7 @@ On a terminal with colour and in columns that fit it (rich, imported only then),
 for each thing, never wrapped.  The values are those of the API (see shapes); what a field may be is written there.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,9 @@ Row = Sequence[str]
 Found = dict[str, Any]
 
 DONE_STATE = "Synchronized"
-_COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
-_COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
+KIND = 20  # columns of the longest kind of event: a test holds it to schema.KINDS
+COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
+COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
 _LONG = {"SOURCE", "DESTINATION", "VOLUME", "PEER", "PEER VOLUME", "KEY", "VALUE", "FROM", "WHY", "NOTE"}  # may wrap
 _DIRECTIONS = {"to_source": "destination to source", "to_destination": "source to destination"}
 
@@ -48,7 +50,7 @@ def _rich_table(headings: Row, rows: Sequence[Row]) -> None:
     for heading in headings:
         grid.add_column(heading, overflow="fold", no_wrap=heading not in _LONG)
     for row in rows:
-        grid.add_row(*(text.Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+        grid.add_row(*(text.Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     console.Console().print(grid)
 
 
@@ -125,8 +127,8 @@ def volume(found: Found) -> None:
             ("backing", f"{found['backing']} ({kind})"),
             ("pair", f"{found['side']} of {found['pair']}" if found["pair"] else "none"),
             ("device", found["device"] or ("attached" if found["attached"] else "not attached")),
-            ("process", f"{found['pid']}, {found['clients']} clients" if found["pid"] else "none"),
-            ("invalid", f"{number(found['invalid'])} tracks"),
+            ("process", f"{found['pid']}, {counted(found['clients'], 'client')}" if found["pid"] else "none"),
+            ("invalid", counted(found["invalid"], "track")),
             ("note", volume_note(found)),
         ]
     )
@@ -167,14 +169,14 @@ def pair(found: Found) -> None:
             ("this side", found["side"]),
             ("path", path(found)),
             ("invalidated", found["invalidated"]),
-            ("size", f"{units.format_size(found['size'])}, {found['tracks']} tracks"),
+            ("size", f"{units.format_size(found['size'])}, {counted(found['tracks'], 'track')}"),
             ("invalid", number(found["invalid"])),
             ("owed", number(found["owed"])),
             ("done", done(found)),
             *_progress_facts(found),
-            ("copied", f"{number(found['copied_tracks'])} tracks in the background"),
-            ("fetched", f"{number(found['fetched_tracks'])} tracks on demand"),
-            ("waiting", f"{number(found['waiting'])} requests"),
+            ("copied", f"{counted(found['copied_tracks'], 'track')} in the background"),
+            ("fetched", f"{counted(found['fetched_tracks'], 'track')} on demand"),
+            ("waiting", counted(found["waiting"], "request")),
             ("rate limit", rate_limit(found)),
         ]
     )
@@ -195,29 +197,26 @@ def _progress_facts(found: Found) -> list[tuple[str, object]]:
 
 
 def _tracks(count: int, found: Found) -> str:
-    return f"{count} tracks ({units.format_size(count * found['track_size'])})"
+    return f"{counted(count, 'track')} ({units.format_size(count * found['track_size'])})"
 
 
 def pair_line(found: Found) -> str:
-    """One line of `pair watch`: state, direction, how much is done and left."""
-    words = [short(found["pair"]), found["state"]]
+    """One line of `pair watch`: pair, volume here, state, direction, how much is done and left, the reason."""
+    words = [short(found["pair"]), clean(handle(found)), found["state"]]
     if found["direction"]:
         words.append(_DIRECTIONS.get(found["direction"], found["direction"]))
     words += [done(found), f"{number(left(found))} of {found['tracks']} tracks left", *_speed_words(found)]
     if found["reason"]:
-        words.append(f"({clean(found['reason'])})")
+        words.append(clean(found["reason"]))
     return "  ".join(words)
 
 
 def progress_words(found: Found) -> str:
-    """What stands beside a bar: as pair_line, in bytes."""
+    """What stands beside a bar: how much is done and left in bytes, how fast, how long."""
     count = left(found)
     words = [f"{done(found):>5}"]
     words += [] if count is None else [f"{units.format_size(count * found['track_size'])} left"]
-    words += _speed_words(found)
-    if found["reason"]:
-        words.append(f"({clean(found['reason'])})")
-    return "  ".join(words)
+    return "  ".join([*words, *_speed_words(found)])
 
 
 def _speed_words(found: Found) -> list[str]:
@@ -268,7 +267,7 @@ def to_go(found: Found) -> str:
     if progress.get("converging") is False:
         return "not converging"
     seconds = progress.get("eta_s")
-    return "" if seconds is None or seconds != seconds else units.format_duration(seconds)
+    return "" if seconds is None or seconds != seconds else units.format_duration(max(1, math.ceil(min(seconds, 1e11))))
 
 
 class Floor:
@@ -316,6 +315,11 @@ def handle(found: Found) -> str:
 
 def number(value: int | None) -> str:
     return "-" if value is None else str(value)
+
+
+def counted(value: int | None, thing: str) -> str:
+    """`1 track`, `2 tracks`, `- tracks`."""
+    return f"{number(value)} {thing}{'' if value == 1 else 's'}"
 
 
 # -- hosts and connections --------------------------------------------------------------------------------
@@ -380,9 +384,9 @@ def plan(found: Found) -> None:
     )
 
 
-def settings(file: str, found: Sequence[Found], with_reasons: bool) -> None:
-    """The file, then a line for each setting; FROM is the line in the file, or that it is the default."""
-    print(clean(file))
+def settings(title: str, file: str, found: Sequence[Found], with_reasons: bool) -> None:
+    """A line for each setting below the title; FROM is the line in the file, or that it is the default."""
+    print(clean(title))
     headings = ("SETTING", "VALUE", "DEFAULT", "UNIT", "FROM", "WHY")
     rows = [
         (
@@ -410,7 +414,7 @@ def events(found: Sequence[Found]) -> None:
     for event in found:
         who = "" if event["actor"] == "pathctld" else f"  by {event['actor']}"
         cause = f"  ({event['cause']})" if event["cause"] and event["cause"] not in event["message"] else ""
-        line = f"{moment(event['at'])}  {event['kind']:<18}  {event['message']}{cause}{who}"
+        line = f"{moment(event['at'])}  {event['kind']:<{KIND}}  {event['message']}{cause}{who}"
         print(clean(line), flush=True)
 
 

@@ -19,13 +19,15 @@ def status(answer: Found) -> None:
     if host is not None:
         said = f"{len(problems)} to look at" if problems else "all is well"
         print(f"host {host['name']}, {show.place(host)}: {said}")
-    for problem in problems[:MOST]:
+    most = MOST if show.is_terminal() else len(problems)
+    for problem in problems[:most]:
         print(f"! {show.clean(problem)}")
-    if len(problems) > MOST:
-        print(f"! and {len(problems) - MOST} more")
+    if len(problems) > most:
+        print(f"! and {len(problems) - most} more")
     for printer, key in ((_peers, "peers"), (_volumes, "volumes"), (_pairs, "pairs")):
-        print()
-        printer(answer[key])
+        if answer[key] or host is not None:  # without a name, the first line says what comes next
+            print()
+            printer(answer[key])
 
 
 def _problems(answer: Found) -> list[str]:
@@ -53,7 +55,9 @@ def _problems(answer: Found) -> list[str]:
 
 
 def _fitted(what: str, reason: str | None, then: str) -> str:
-    """One line; of a long reason only the beginning, since what to type tells all of it."""
+    """One line; on a terminal only the beginning of a long reason, since what to type tells all of it."""
+    if reason and not show.is_terminal():
+        return f"{what}: {reason}; {then}"
     room = COLUMNS - len(f"! {what}: ; {then}")
     if not reason or room < len("..."):
         return f"{what}; {then}"

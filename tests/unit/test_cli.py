@@ -9,7 +9,7 @@ import fakeapi
 import pytest
 from fakeapi import Api, Json
 
-from pathctl import cli, clicommon, clihost, config, errors, shapes
+from pathctl import cli, clicommon, client, clihost, config, errors, shapes
 
 PAIR_CREATE: Json = {
     "source": "v",
@@ -108,6 +108,7 @@ EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait
         ("status", "status", {}),
         ("why v", "pair.why", {"pair": "v"}),
         ("events", "events.list", EVENTS),
+        ("events --limit 1", "events.list", EVENTS | {"limit": 1}),
         ("events --pair v --limit 3", "events.list", EVENTS | {"pair": "v", "limit": 3}),
         ("events --since 2026-11-22T14:30:00Z", "events.list", EVENTS | {"since": 1795357800.0}),
         ("config show", "config.show", {}),
@@ -127,6 +128,42 @@ def test_a_time_may_be_told_as_a_length_before_now(api: Api) -> None:
     before = time.time()
     assert api.run("events", "--since", "2h") == errors.ExitCode.OK
     assert before - 7200 <= api.asked[0][1]["since"] <= time.time() - 7200
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        ("10", "note: 10 is 10 bytes per second; 10M is 10 MiB per second\n"),
+        ("63K", "note: 63K is 64512 bytes per second; 10M is 10 MiB per second\n"),
+        ("64K", ""),
+        ("0", ""),
+        ("none", ""),
+    ],
+)
+def test_a_rate_that_is_hardly_meant_is_told_and_carried_out(
+    api: Api, capsys: pytest.CaptureFixture[str], rate: str, said: str
+) -> None:
+    assert api.run("pair", "set", "v", "--copy-rate", rate) == errors.ExitCode.OK
+    assert capsys.readouterr().err == said
+    assert api.asked[0][0] == "pair.set"
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [("", 10), ("--limit 3", 3), ("--since 10m", 1000), ("--since 10m --limit 3", 3)],
+)
+def test_events_that_are_followed_begin_with_the_last_ten(
+    monkeypatch: pytest.MonkeyPatch, api: Api, options: str, limit: int
+) -> None:
+    asked: list[Json] = []
+
+    def ask(_root: object, _verb: str, **fields: object) -> Json:
+        asked.append(fields)
+        raise errors.internal("enough")
+
+    monkeypatch.setattr(client, "call", ask)
+    assert api.run("events", "--follow", *options.split()) == errors.ExitCode.INTERNAL
+    assert asked[0]["limit"] == limit
 
 
 # -- what loses data --------------------------------------------------------------------------------------
@@ -233,6 +270,7 @@ def test_an_answer_that_is_none_is_an_internal_error(
         ("pair set v", "Missing option"),
         ("pair create v w --invalidate both", "is not one of"),
         ("pair wait v --for asleep", "is not one of"),
+        ("pair create v beta:w", "Missing option '--invalidate': it is one of source, destination; look with"),
         ("host init --name a --address 10.0.0.1:x", "ADDRESS[:PORT]"),
         ("volume", ""),
         ("nonsense", "No such command"),
@@ -242,7 +280,9 @@ def test_a_wrong_command_line_is_a_usage_error_and_asks_nobody(
     api: Api, capsys: pytest.CaptureFixture[str], line: str, reason: str
 ) -> None:
     assert api.run(*line.split()) == errors.ExitCode.USAGE
-    assert reason in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "\t" not in told.replace("\\t", "\t")
     assert api.asked == []
 
 

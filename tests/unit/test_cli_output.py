@@ -12,7 +12,7 @@ import fakeapi
 import pytest
 from fakeapi import DONE, HOST, PAIR, PEER, UNHEARD, VOLUME, Api, Json
 
-from pathctl import errors, show
+from pathctl import errors, progress, schema, show
 
 PROGRAM = Path(sys.executable).with_name("pathctl")
 
@@ -87,7 +87,7 @@ def test_pair_show_tells_the_progress(api: Api, capsys: pytest.CaptureFixture[st
     assert shown["since"].startswith("2025-11-22 09:26:40 +0100 (")
     assert shown["done"] == "99.9%"
     assert shown["at start"] == "1000 tracks (62.5M)"
-    assert shown["left"] == "1 tracks (64K)"
+    assert shown["left"] == "1 track (64K)"
     assert shown["added"] == "24 tracks (1.5M) by writes and lost links since"
     assert shown["rate"] == "20M/s"
     assert shown["to go"] == "1m03s"
@@ -100,6 +100,8 @@ def test_pair_show_tells_the_progress(api: Api, capsys: pytest.CaptureFixture[st
         ({"copy_rate_bytes_s": 0}, "paused"),
         ({"progress": fakeapi.PROGRESS | {"converging": False, "eta_s": None}}, "not converging"),
         ({"progress": fakeapi.PROGRESS | {"eta_s": None}}, ""),
+        ({"progress": fakeapi.PROGRESS | {"eta_s": 0.0}}, "1s"),
+        ({"progress": fakeapi.PROGRESS | {"eta_s": 8.2}}, "9s"),
         ({"progress": None}, ""),
         ({"state": "Suspended"}, ""),
         ({"state": "Partitioned"}, ""),
@@ -126,6 +128,7 @@ def test_create_says_whether_it_created_anything(
 
 TROUBLED: Json = {
     "host": HOST,
+    "problems": [],
     "peers": [PEER | {"reachable": False, "note": "does not answer for 3m"}],
     "volumes": [VOLUME | {"name": name, "device": "/dev/loop17", "side": "source"} for name in ("v", "work", "db")],
     "pairs": [
@@ -170,12 +173,22 @@ def test_status_tells_first_what_is_not_well_and_what_to_type(api: Api, capsys: 
     ]
 
 
+def test_what_is_not_well_with_the_host_is_told_before_all_else(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["status"] = TROUBLED | {"problems": ["the file system of /x is full"]}
+    api.run("status")
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "host alpha, 10.0.0.1:7630: 3 to look at",
+        "! the file system of /x is full",
+    ]
+
+
 def test_many_problems_leave_room_for_the_rest(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     api.answers["status"] = TROUBLED | {"pairs": [UNHEARD] * 20}
-    api.run("status")
-    lines = capsys.readouterr().out.splitlines()
+    lines = on_terminal(api, "status").splitlines()
     assert lines[0].endswith(": 21 to look at")
     assert lines[9:11] == ["! and 13 more", ""]
+    api.run("status")
+    assert sum(line.startswith("! pair") for line in capsys.readouterr().out.splitlines()) == 20
 
 
 def test_a_watch_on_a_terminal_draws_bars_and_gives_the_cursor_back(api: Api) -> None:
@@ -187,16 +200,40 @@ def test_a_watch_on_a_terminal_draws_bars_and_gives_the_cursor_back(api: Api) ->
     assert "\x1b[?25h" in shown[shown.rindex("100%") :]
     assert "20M/s  1m03s to go" in shown
     assert "n" * 19 + "…" in shown
+    assert "#]  100%" in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_a_reason_on_a_terminal_is_cut_and_neither_the_state_nor_a_figure(api: Api, columns: int) -> None:
+    reason = "beta does not answer (no route to host)" * 3
+    stuck = UNHEARD | {"reason": reason, "source": {"host": "alpha", "volume": "n" * 63}, "invalid": 1, "owed": 0}
+    answers = [[PAIR | {"reason": reason}, stuck], [DONE, stuck | {"state": "Suspended"}]]
+    api.answers["pair.list"] = lambda: {"pairs": answers.pop(0) if len(answers) > 1 else answers[0]}
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_terminal(api, "pair", "watch", columns=columns, TERM="linux"))
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line and not line.startswith("pathctl:")]
+    assert max(map(len, lines)) <= columns
+    drawn = " ".join(lines)
+    for word in ("Partitioned ", "Suspended ", "SyncInProg ", " 99.9%  64K left  20M/s  1m03s to go", " -  64K left"):
+        assert word in drawn
+    assert "beta does" in drawn
+
+
+@pytest.mark.parametrize(("percent", "bar"), [(0.0, "[..........]"), (50.0, "[#####.....]"), (99.9, "[#########.]")])
+def test_a_bar_can_be_read_without_colours(percent: float, bar: str) -> None:
+    pair = PAIR | {"progress": fakeapi.PROGRESS | {"percent": percent}}
+    assert bar in progress.draw([pair], {PAIR["pair"]: percent}, 63)[0].plain
 
 
 def test_a_long_reason_is_cut_but_not_what_to_type(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [UNHEARD | {"reason": "long " * 40}, UNHEARD | {"source": {"host": "alpha", "volume": "n" * 63}}]
     api.answers["status"] = TROUBLED | {"pairs": pairs}
-    api.run("status")
-    lines = capsys.readouterr().out.splitlines()
+    lines = on_terminal(api, "status").splitlines()
     assert len(lines[1]) == 100
     assert lines[1].endswith("…; look with `pathctl why v`")
-    assert lines[2].endswith(f"look with `pathctl why {'n' * 63}`")
+    assert f"look with `pathctl why {'n' * 63}`" in lines[2] + lines[3]
+    api.run("status")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(f"{'long ' * 40}; look with `pathctl why v`")
 
 
 def test_status_of_three_pairs_is_one_screen(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,9 +246,9 @@ def test_status_of_three_pairs_is_one_screen(api: Api, capsys: pytest.CaptureFix
 
 
 def test_status_of_a_host_without_a_name_says_how_to_begin(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    api.answers["status"] = {"host": None, "peers": [], "volumes": [], "pairs": []}
+    api.answers["status"] = {"host": None, "problems": [], "peers": [], "volumes": [], "pairs": []}
     api.run("status")
-    assert capsys.readouterr().out.splitlines()[0].endswith("pathctl host init --name NAME --address ADDRESS")
+    assert capsys.readouterr().out == ("this host has no name yet: pathctl host init --name NAME --address ADDRESS\n")
 
 
 def test_colour_is_for_a_terminal_that_wants_it(api: Api) -> None:
@@ -234,6 +271,18 @@ def test_the_settings_are_told_with_where_they_come_from(api: Api, capsys: pytes
     assert capsys.readouterr().out.splitlines()[2].endswith("  how long a silent link counts as there")
 
 
+def test_settings_that_stand_in_no_file_are_told_as_such(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.run("config", "show")
+    assert capsys.readouterr().out.startswith("nothing is set in /etc/pathctl/pathctl.toml: the defaults hold\n")
+    file = api.root / "etc/pathctl/pathctl.toml"
+    api.run("config", "check")
+    assert capsys.readouterr().out.startswith(f"ok: there is no {file}, so the defaults hold\n")
+    file.parent.mkdir(parents=True)
+    file.write_text('[log]\nlevel = "warning"\n')
+    api.run("config", "check")
+    assert capsys.readouterr().out.startswith(f"{file}: ok\n")
+
+
 # -- events, why ------------------------------------------------------------------------------------------
 
 
@@ -242,9 +291,10 @@ def test_an_event_is_one_line_with_local_time_cause_and_who_asked(api: Api, caps
     api.answers["events.list"] = {"events": [fakeapi.EVENT, quiet]}
     api.run("events")
     assert capsys.readouterr().out.splitlines() == [
-        "2025-11-22 09:26:40 +0100  pair.state          pair v: suspended  (pair.suspend)  by uid 0 (root)",
-        "2025-11-22 09:26:40 +0100  path.lost           pair v: lost",
+        "2025-11-22 09:26:40 +0100  pair.state            pair v: suspended  (pair.suspend)  by uid 0 (root)",
+        "2025-11-22 09:26:40 +0100  path.lost             pair v: lost",
     ]
+    assert max(map(len, schema.KINDS)) == show.KIND
     api.answers["events.list"] = {"events": []}
     api.run("events")
     assert capsys.readouterr().out == "no events\n"

@@ -64,7 +64,7 @@ def test_a_piped_watch_prints_a_line_for_each_change_until_the_end(
     api.answers["pair.list"] = states("pair.list", "Creating", "SyncInProg", "SyncInProg", "Synchronized")
     assert api.run("pair", "watch", "v") == errors.ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["Creating", "SyncInProg", "Synchronized"]
+    assert [line.split()[2] for line in lines] == ["Creating", "SyncInProg", "Synchronized"]
     assert lines[1].endswith("99.9%  1 of 1024 tracks left  20M/s  1m03s to go")
 
 
@@ -73,11 +73,11 @@ def test_a_watch_without_names_follows_all_pairs_to_the_end(api: Api, capsys: py
     api.answers["pair.list"] = lists([PAIR, SECOND], [DONE, SECOND], [DONE, second_done])
     assert api.run("pair", "watch") == errors.ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["0f4c2d1e", "SyncInProg"],
-        ["ffff2d1e", "SyncInProg"],
-        ["0f4c2d1e", "Synchronized"],
-        ["ffff2d1e", "Synchronized"],
+    assert [line.split()[:3] for line in lines] == [
+        ["0f4c2d1e", "v", "SyncInProg"],
+        ["ffff2d1e", "work", "SyncInProg"],
+        ["0f4c2d1e", "v", "Synchronized"],
+        ["ffff2d1e", "v", "Synchronized"],
     ]
     api.answers["pair.list"] = {"pairs": []}
     assert api.run("pair", "watch") == errors.ExitCode.OK
@@ -95,7 +95,7 @@ def test_watch_ends_at_a_suspended_pair_once_the_others_are_done(api: Api, capsy
     api.answers["pair.list"] = lists([PAIR, suspended], [DONE, suspended])
     assert api.run("pair", "watch") == errors.ExitCode.REFUSED
     told = capsys.readouterr()
-    assert told.out.splitlines()[-1].startswith("0f4c2d1e  Synchronized")
+    assert told.out.splitlines()[-1].startswith("0f4c2d1e  v  Synchronized")
     assert "`pathctl pair resume work`" in told.err
 
 
@@ -120,7 +120,7 @@ def test_watch_goes_on_while_pathctld_is_away_but_needs_it_at_first(
 
     monkeypatch.setattr(client, "call", ask)
     assert cli.run(watch) == errors.ExitCode.OK
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["SyncInProg", "Synchronized"]
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["SyncInProg", "Synchronized"]
 
 
 def test_watch_does_not_wait_for_ever_for_a_pathctld_that_is_away(
