@@ -46,12 +46,16 @@ STOP_ALL_LIMIT_S = 120.0
 CLOSE_LIMIT_S = 5.0
 
 
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="pathctld", description="The daemon of pathctl on this host.")
+    found.add_argument("--root", help="folder that takes the place of / (default: $PATHCTL_ROOT, else /)")
+    found.add_argument("--stop-all", action="store_true", help="end pathctld, all volumes' processes and devices")
+    return found
+
+
 def main() -> None:
     """The program pathctld."""
-    parser = argparse.ArgumentParser(prog="pathctld", description="The daemon of pathctl on this host.")
-    parser.add_argument("--root", help="folder that takes the place of / (default: $PATHCTL_ROOT, else /)")
-    parser.add_argument("--stop-all", action="store_true", help="end pathctld, all volumes' processes and devices")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     try:
         cfg = _load(arguments.root, is_ending=arguments.stop_all)
         logs.set_up(cfg.settings.log)

@@ -1,6 +1,7 @@
 """manpages - the man pages, made of what --help says: `python -m pathctl.manpages FOLDER`.
 
-pathctl.1 and one page for each command and group (pathctl-pair-create.1, ...), in man(7)'s macros.
+man1/pathctl.1 and one page for each command and group (pathctl-pair-create.1, ...), man8/pathctld.8, in man(7)'s
+macros.
 """
 
 import inspect
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pathctl import cli, signals
+from pathctl import cli, daemon, signals
 
 JSON = """\
 With --json, which may stand anywhere on the command line, a command prints one JSON object with "version": 1
@@ -28,11 +29,60 @@ FILES = [
     ("/run/pathctl/dev/VOLUME", "a link to the block device of each attached volume"),
 ]
 
+DAEMON = """\
+pathctld owns what pathctl is asked for on this host: it keeps the configuration, starts one process (nbdkit) for each
+volume that is attached or in a pair, makes the block devices, and speaks with the pathctld of the peers.
+It runs in the foreground, as root, one for each root folder, and logs to standard error, or to the journal.
+
+It may be ended, killed, restarted and upgraded at any time: volumes, devices and paths go on without it, and the next
+pathctld takes them over.  An init system must therefore end nothing but this one process (systemd: KillMode=process).
+A restart is also what reads the settings anew.
+
+To stop pathctld alone without an init system: kill $(cat /run/pathctl/pathctld.pid).  To end everything on this host,
+pathctld, devices and the volumes' processes: pathctld --stop-all, after unmounting what is mounted.  Configuration
+and data stay, and the next pathctld brings all of it up again.
+"""
+DAEMON_SIGNALS = [
+    ("SIGTERM, SIGINT", "end pathctld only; volumes, devices and paths go on"),
+    ("SIGHUP", "changes nothing: to read the settings anew, restart pathctld"),
+]
+DAEMON_FILES = [
+    ("/run/pathctl/pathctld.pid", "the process that runs; locked by it"),
+    ("/var/lib/pathctl/log/VOLUME.log", "what a volume's process has said"),
+]
+DAEMON_EXITS = [
+    ("0", "ended as it was asked to"),
+    ("1", "a file cannot be read or written, or a mistake in pathctld; standard error says which"),
+    ("2", "wrong usage, or wrong settings: the line is named"),
+    ("4", "refused: another pathctld runs on this root, or something that --stop-all would end is in use"),
+    ("5", "the pathctld that --stop-all asks does not answer"),
+]
+
 
 def pages() -> dict[str, str]:
     """File name -> content."""
     root = click.Context(cli.cli, info_name="pathctl", **cli.cli.context_settings)
-    return {f"{_title(context)}.1": _page(context) for context in _walk(root)}
+    made = {f"man1/{_title(context)}.1": _page(context) for context in _walk(root)}
+    return made | {"man8/pathctld.8": _daemon_page()}
+
+
+def _daemon_page() -> str:
+    parser = daemon.parser()
+    options = [
+        (", ".join(action.option_strings) + f" {action.dest.upper()}" * (action.nargs is None), action.help or "")
+        for action in parser._actions
+    ]
+    sections = [
+        ("NAME", [r"pathctld \- the daemon of pathctl"]),
+        ("SYNOPSIS", [r"\fBpathctld\fR [\-\-root ROOT] [\-\-stop\-all]"]),
+        ("DESCRIPTION", _paragraphs(DAEMON)),
+        ("OPTIONS", _items(options)),
+        ("SIGNALS", _items(DAEMON_SIGNALS)),
+        ("EXIT STATUS", _items(DAEMON_EXITS)),
+        ("FILES", _items([*FILES, *DAEMON_FILES])),
+        ("SEE ALSO", [".BR pathctl (1),", r".BR pathctl\-config\-show (1)"]),
+    ]
+    return _as_page("PATHCTLD", 8, sections)
 
 
 def _walk(context: click.Context) -> Iterator[click.Context]:
@@ -59,10 +109,14 @@ def _page(context: click.Context) -> str:
         ("EXAMPLE", _example(context.command)),
         ("EXIT STATUS", list(_exits())),
         ("JSON", _paragraphs(JSON) if is_root else []),
-        ("FILES", [line for path, text in FILES for line in _item(path, text)] if is_root else []),
+        ("FILES", _items(FILES) if is_root else []),
         ("SEE ALSO", _see_also(context)),
     ]
-    head = f'.TH "{_text(_title(context)).upper()}" 1 "" "pathctl" "pathctl"'
+    return _as_page(_text(_title(context)).upper(), 1, sections)
+
+
+def _as_page(title: str, number: int, sections: Iterable[tuple[str, list[str]]]) -> str:
+    head = f'.TH "{title}" {number} "" "pathctl" "pathctl"'
     body = [line for title, lines in sections if lines for line in (f'.SH "{title}"', *lines)]
     return "\n".join([head, *body, ""])
 
@@ -127,6 +181,10 @@ def _see_also(context: click.Context) -> list[str]:
     return [f".BR {_text(path.replace(' ', '-'))} (1)" + "," * (path != found[-1]) for path in found]
 
 
+def _items(found: Iterable[tuple[str, str]]) -> list[str]:
+    return [line for term, text in found for line in _item(term, text)]
+
+
 def _item(term: str, text: str) -> list[str]:
     return [".TP", f"\\fB{_text(term)}\\fR", _text(text)]
 
@@ -138,13 +196,14 @@ def _text(text: str) -> str:
 
 
 def main(folder: str) -> None:
+    """Write the pages below `folder`, as man(1) looks for them; those of commands that are no more go."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     made = pages()
     for name, content in made.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(content)
-    for old in target.glob("pathctl*.1"):
-        if old.name not in made:
+    for old in target.glob("man1/pathctl*.1"):
+        if f"man1/{old.name}" not in made:
             old.unlink()
 
 

@@ -98,30 +98,49 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_has_a_page_and_a_page_without_a_command_goes(pages: Path) -> None:
-    (pages / "pathctl-gone.1").touch()
+    (pages / "man1/pathctl-gone.1").touch()
     manpages.main(str(pages))
     wanted = {context.command_path.replace(" ", "-") + ".1" for context in commands()}
-    assert {path.name for path in pages.iterdir()} == wanted
+    assert {path.name for path in (pages / "man1").iterdir()} == wanted
+    assert {path.name for path in (pages / "man8").iterdir()} == {"pathctld.8"}
 
 
 def test_groff_has_no_warning_about_any_page(pages: Path) -> None:
-    for path in sorted(pages.iterdir()):
-        command = ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", path]
+    for path in sorted(pages.glob("man*/*")):
+        command = ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(path)]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         assert shown.stderr == "", path.name
 
 
+def read(page: Path) -> str:
+    wide = os.environ | {"MANWIDTH": "400"}
+    command = ["man", "-l", str(page)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=wide).stdout
+
+
+def test_the_page_of_pathctld_says_how_to_run_and_to_stop_it(pages: Path) -> None:
+    shown = " ".join(read(pages / "man8/pathctld.8").replace("\u2010", "-").split())
+    for text in (
+        "--root ROOT",
+        "--stop-all",
+        "SIGTERM, SIGINT",
+        "kill $(cat /run/pathctl/pathctld.pid)",
+        "/etc/pathctl/pathctl.toml",
+        "KillMode=process",
+    ):
+        assert text in shown
+    assert [int(code) for code in re.findall(r" (\d) ", shown[shown.index("EXIT STATUS") : shown.index("FILES")])] == [
+        errors.ExitCode.OK,
+        errors.ExitCode.INTERNAL,
+        errors.ExitCode.USAGE,
+        errors.ExitCode.REFUSED,
+        errors.ExitCode.UNREACHABLE,
+    ]
+
+
 @pytest.mark.parametrize("context", leaves(), ids=name)
 def test_a_page_says_what_the_help_says(context: click.Context, pages: Path) -> None:
-    path = pages / (context.command_path.replace(" ", "-") + ".1")
-    shown = subprocess.run(
-        ["man", "-l", path],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-        env=os.environ | {"MANWIDTH": "400"},
-    ).stdout
+    shown = read(pages / "man1" / (context.command_path.replace(" ", "-") + ".1"))
     flat = " ".join(shown.replace("\u2010\n", "").split())
     for param in context.command.params:
         assert not isinstance(param, click.Option) or param.opts[0] in flat
