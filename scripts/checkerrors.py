@@ -4,6 +4,7 @@ The cases, and what is expected of each, are those of tests/live/badinput.py.  E
 """
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -39,7 +40,8 @@ def show(scene: Scene, case: Case) -> bool:
     """Print one case for reading; -> whether it is as expected."""
     result = case.run(scene)
     faults = badcase.faults_of(case, result)
-    print(f"\n{case.line}\n  {case.title}\n  exit code {result.outcome.code}")
+    typed = shlex.join(result.outcome.argv[3:]).encode("unicode_escape").decode()  # after the program and its root
+    print(f"\n{case.line}\n  {case.at}$ {case.program} {typed}{case.odd}\n  exit code {result.outcome.code}")
     for line in (result.outcome.err or result.outcome.out or "(silence)").rstrip("\n").splitlines()[:12]:
         print(f"  | {line.encode('unicode_escape').decode()}")
     for fault in faults:

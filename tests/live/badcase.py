@@ -44,11 +44,14 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The command as typed, where, and what is odd about it."""
-        odd = [getattr(part, "__name__", "") for part in (self.prepare, self.act)]
-        how = "".join(f" [{name}]" for name in odd if name not in ("as_it_is", "type_it"))
+        """The command as it stands in the table, where it is typed, and what is odd about it."""
         typed = self.typed if len(self.typed) < 120 else f"{self.typed[:50]}...{self.typed[-20:]}"
-        return f"{self.at}$ {self.program} {typed}{how}".encode("unicode_escape").decode()
+        return f"{self.at}$ {self.program} {typed}{self.odd}".encode("unicode_escape").decode()
+
+    @property
+    def odd(self) -> str:
+        names = [getattr(part, "__name__", "") for part in (self.prepare, self.act)]
+        return "".join(f" [{name.replace('_', ' ')}]" for name in names if name not in ("as_it_is", "type_it"))
 
     def run(self, scene: Scene) -> Result:
         """Prepare the scene, type the command, also with --json, compare, and undo the preparation."""
