@@ -27,6 +27,7 @@ from pathctl import (
     planes,
     protocol,
     statelog,
+    units,
     volumes,
 )
 from pathctl.errors import ErrorCode, NoAnswer, PathctlError
@@ -131,8 +132,25 @@ async def plan(node: Node, body: Create, source: str, peer: str, destination: st
         await peers.call(node, peer, "pair.check", wanted, node.cfg.timeouts.peer_look_s)
     except NoAnswer as error:
         raise unchanged(error) from error
-    steps = [step_label(node, spec, name) for name in step_names(spec)]
-    return _as_plan(steps, _what_is_overwritten(node, spec))
+    attach = [f"attach {node.host().name}:{source} as a block device"] * body.attach
+    return _as_plan([*_in_plain_words(node, spec), *attach], _what_is_overwritten(node, spec))
+
+
+def _in_plain_words(node: Node, spec: Spec) -> list[str]:
+    """The steps, for one who decides whether they shall be done."""
+    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    lost, good = (here, there) if spec.invalidate == "source" else (there, here)
+    made = f"of {volumes.both(spec.size)}, all zeroes, in tracks of {units.format_size(spec.track_size)}"
+    connections = {"source": f"connect {here} as the source", "destination": f"connect {there} as the destination"}
+    words = {
+        "create_source": f"create volume {here} {made}",
+        "create_destination": f"create volume {there} {made}",
+        "first": connections[spec.first],
+        "second": connections[spec.second],
+        "greet": f"check that data passes between {here} and {there}",
+        "ready": f"make the path ready: all tracks of {lost} become invalid and are copied from {good}",
+    }
+    return [words[name] for name in step_names(spec) if name in words]
 
 
 def _as_plan(steps: list[str], loses: list[str]) -> dict[str, Any]:

@@ -77,7 +77,12 @@ def test_a_dry_create_says_whose_data_is_replaced_and_changes_nothing(hosts, inv
     plan = create(host, invalidate=invalidate, dry_run=True, **fields)["plan"]
     lost, good = ("beta:vb", "alpha:va") if invalidate == "destination" else ("alpha:va", "beta:vb")
     assert plan["loses"] == [f"all 8M ({SIZE} bytes) of {lost} are replaced by the data of {good}"]
-    assert "source connection (alpha:va)" in plan["steps"]
+    assert plan["steps"] == [
+        "connect alpha:va as the source",
+        "connect beta:vb as the destination",
+        "check that data passes between alpha:va and beta:vb",
+        f"make the path ready: all tracks of {lost} become invalid and are copied from {good}",
+    ]
     assert everything(alpha, beta) == before
 
 
@@ -85,8 +90,10 @@ def test_a_dry_create_of_new_volumes_loses_nothing(hosts):
     alpha, beta = hosts
     assert create(alpha, create=True, size=SIZE, dry_run=True)["plan"]["loses"] == []
     alpha.call("volume.create", name="va", size=SIZE)
-    plan = create(alpha, create=True, dry_run=True)["plan"]
-    assert (plan["loses"], "destination volume (beta:vb)" in plan["steps"]) == ([], True)
+    plan = create(alpha, create=True, attach=True, dry_run=True)["plan"]
+    assert plan["loses"] == []
+    assert plan["steps"][0] == f"create volume beta:vb of 8M ({SIZE} bytes), all zeroes, in tracks of 64K"
+    assert plan["steps"][-1] == "attach alpha:va as a block device"
     assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [])
     create(alpha, create=True)
     assert create(alpha, dry_run=True)["plan"]["loses"] == []
