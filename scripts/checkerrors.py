@@ -51,4 +51,7 @@ def show(scene: Scene, case: Case) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `| head` has seen enough
+        os._exit(1)
