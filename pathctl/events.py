@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pathctl import errors, pairview, peers, statelog, volumes, why
+from pathctl import errors, pairstate, pairview, peers, statelog, volumes, why
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node, Sample
 
@@ -69,6 +69,10 @@ async def explain(node: Node, body: pairview.Which) -> dict[str, Any]:
     half = pairview.find(node, body.pair)
     # The peer is asked now: what was heard of it some seconds ago may be what has just changed.
     sample, _ = await asyncio.gather(pairview.look(node, half), peers.ping(node, half.peer))
+    if half.side == "source" and half.pair not in node.ended_there:
+        await pairview.ask_whether_there(node, [half])
+        if half.pair in node.ended_there:
+            sample = await pairview.look(node, half)
     return {"why": msgspec.to_builtins(why.explain(_facts(node, half, sample)))}
 
 
@@ -85,10 +89,15 @@ def _facts(node: Node, half: pairview.Half, sample: Sample) -> why.Facts:
         note=half.entry.note if half.entry else None,
         is_heard=sample.is_heard,
         is_linked=status is not None and status.session is not None,
+        heard_s=status.heard_s if status else None,
         is_ended_there=sample.is_ended_there,
-        link_error=status.link_error if status and is_source else None,
-        copy_error=status.copy_error if status and is_source else None,
-        failed=sample.failed,
+        link_error=pairstate.named(status.link_error, half.peer) if status and is_source else None,
+        copy_error=pairstate.named(status.copy_error, half.peer) if status and is_source else None,
+        failed=status.failed if status else None,
+        silent=sample.failed if status is None else None,
+        hung=sample.hung,
+        is_down=sample.is_down,
+        fetch_timeout_s=status.limits.get("fetch_timeout_s") if status and is_source else None,
         incomplete=status.incomplete if status else None,
         device_failed=volumes.device_failure(row) if row else None,
         limit_bytes_s=status.copy_rate_bytes_s if status and is_source else None,

@@ -33,6 +33,7 @@ BOUND_EVERY_S = 5.0
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 WARNINGS = {
     "process.failed",
+    "process.hung",
     "device.failed",
     "path.lost",
     "path.refused",

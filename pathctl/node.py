@@ -29,7 +29,9 @@ class Sample(msgspec.Struct, frozen=True):
     status: controlclient.Status | None
     failed: str | None  # why the volume here cannot do its part
     is_heard: bool  # the source told its part: its data plane, or from the destination its pathctld
-    is_ended_there: bool = False  # the source's host has no such pair any more
+    is_ended_there: bool = False  # the other host has no such pair any more
+    hung: int | None = None  # the volume's process here is alive and does not answer
+    is_down: bool = False  # the volume's process here does not start
 
 
 class Recorded(msgspec.Struct):
@@ -44,6 +46,14 @@ class Recorded(msgspec.Struct):
     path_look: int = 0
     session: int | None = None
     refusal: str | None = None
+
+
+class Hang(msgspec.Struct, frozen=True):
+    """A process that is alive and does not answer."""
+
+    pid: int
+    since: float  # monotonic clock
+    is_told: bool = False  # as an event
 
 
 class Reach(msgspec.Struct, frozen=True):
@@ -102,6 +112,8 @@ class Node:
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when an event was recorded
     followers: int = 0  # that wait for it
     dead_devices: set[str] = field(default_factory=set)  # volumes whose block device is known to be dead
+    hangs: dict[str, Hang] = field(default_factory=dict)  # by volume
+    ended_there: set[str] = field(default_factory=set)  # pairs with their source here that the other host has not
 
     def host(self) -> Host:
         found = self.db.host()

@@ -13,7 +13,7 @@ import os
 import time
 from pathlib import Path
 
-from pathctl import channels, copyrate, errors, events, logs, pairview, peers, shapes, statelog, volumes
+from pathctl import channels, copyrate, errors, events, logs, pairview, peers, planes, shapes, statelog, volumes
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ async def _round(node: Node) -> None:
     known = pairview.halves(node)
     statelog.forget_others(node, {half.pair for half in known})
     await pairview.look_all(node, known, is_fresh=False)
+    alone = set(node.supervisor.volumes()) - {half.volume for half in known}
+    await asyncio.gather(*(planes.look(node, name) for name in alone))
     _look_at_devices(node)
     await copyrate.apply(node)
 
@@ -104,6 +106,7 @@ async def _watch_peers(node: Node) -> None:
                 known = {peer.name for peer in node.db.peers()}
                 await asyncio.gather(*(channels.drop(node, name) for name in node.channels.keys() - known))
                 await asyncio.gather(*(peers.ping(node, name) for name in known))
+                await pairview.ask_whether_there(node, pairview.halves(node))
         except errors.PathctlError as error:
             log.warning("the peers cannot be looked at: %s", error.message)
         with contextlib.suppress(TimeoutError):

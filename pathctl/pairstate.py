@@ -4,6 +4,7 @@ A state is derived each time and never stored.
 """
 
 import enum
+import re
 from typing import Literal
 
 import msgspec
@@ -34,17 +35,18 @@ class Facts(msgspec.Struct, frozen=True):
     invalid: int = 0
     owed: int = 0
     complete: bool = False  # the destination has confirmed that it has everything
+    ended_there: bool = False  # the other host's pathctld has said that it has no such pair
 
 
 def state(facts: Facts) -> State:
     if facts.journal is not None:
         return State.CREATING if facts.journal == "creating" else State.DELETING
     if not facts.answers:
-        return State.PARTITIONED
+        return State.REFUSED if facts.ended_there else State.PARTITIONED
     if not facts.ready:
         return State.SUSPENDED
     if not facts.session:
-        return State.REFUSED if facts.refused else State.PARTITIONED
+        return State.REFUSED if facts.refused or facts.ended_there else State.PARTITIONED
     synchronized = facts.complete and facts.invalid == facts.owed == 0
     return State.SYNCHRONIZED if synchronized else State.SYNC_IN_PROG
 
@@ -59,3 +61,8 @@ def direction(facts: Facts) -> Direction | None:
     if state(facts) != State.SYNC_IN_PROG or facts.invalid == facts.owed == 0:
         return None
     return "to_source" if facts.invalid else "to_destination"
+
+
+def named(said: str | None, peer: str) -> str | None:
+    """What a data plane says, which knows its peer by no name, as it can be read at either host."""
+    return None if said is None else re.sub(r"\b(the|its) peer\b", f"host {peer}", said)

@@ -13,7 +13,20 @@ from typing import Any, Literal
 
 import msgspec
 
-from pathctl import controlclient, db, errors, paircreate, pairstate, peers, planes, protocol, reach, shapes, statelog
+from pathctl import (
+    controlclient,
+    db,
+    errors,
+    paircreate,
+    pairstate,
+    pairsteps,
+    peers,
+    planes,
+    protocol,
+    reach,
+    shapes,
+    statelog,
+)
 from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node, Sample
 
@@ -101,7 +114,7 @@ def find(node: Node, name: str) -> Half:
     if outcome is not None:
         raise errors.not_found(f"pair {name} has ended here ({outcome})")
     if node.db.volume(name) is not None:
-        raise errors.not_found(f"volume {name} is in no pair; see `pathctl pair list`")
+        raise errors.not_found(f"volume {name} is in no pair; look with `pathctl volume show {name}`")
     near = errors.see(name, (half.volume for half in known), "pathctl pair list")
     raise errors.not_found(
         f"no pair here is called {errors.quote(name)}, neither by a local volume's name nor by its UUID; {near}"
@@ -142,10 +155,13 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     found = await planes.look(node, half.volume)
     status = found.status
     is_known = status is not None and status.pair == half.pair
-    facts = _facts(half, status if is_known else None)
+    is_ended = half.pair in node.ended_there
+    facts = _facts(half, status if is_known else None, ended_there=is_ended)
     reason = half.entry.note if half.entry else None
     if half.busy is None and status is not None:
-        reason = status.copy_error if status.session else status.link_error
+        reason = pairstate.named(status.copy_error if status.session else status.link_error, half.peer)
+        if is_ended and not status.session:
+            reason = _ended_there(half)
     if found.failed or (half.busy is None and not is_known):
         reason = found.failed or _other_pair(half, status.pair if status else None)
     if not is_known:
@@ -154,8 +170,29 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     if status is not None:
         pair = msgspec.structs.replace(pair, progress=statelog.read_copy(node, status))
         statelog.note_path(node, pair, status, number)
-    sample = Sample(time.time(), pair, status, found.failed, is_heard=is_known)
-    return _noted(node, half, sample, number)
+    sample = _as_sample(pair, found, is_heard=is_known, is_ended_there=is_ended)
+    # Without `status` when it is another pair's.
+    return _noted(node, half, msgspec.structs.replace(sample, status=status), number)
+
+
+def _as_sample(pair: shapes.Pair, found: planes.Look, *, is_heard: bool, is_ended_there: bool = False) -> Sample:
+    return Sample(
+        time.time(),
+        pair,
+        found.status,
+        found.failed,
+        is_heard=is_heard,
+        is_ended_there=is_ended_there,
+        hung=found.hung,
+        is_down=found.is_down,
+    )
+
+
+def _ended_there(half: Half) -> str:
+    return (
+        f"host {half.peer} has no such pair any more; free this half with `pathctl pair delete {half.volume} --half`, "
+        "with --dry-run first to see what that loses"
+    )
 
 
 def _other_pair(half: Half, pair: str | None) -> str:
@@ -167,7 +204,7 @@ def _other_pair(half: Half, pair: str | None) -> str:
     )
 
 
-def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:
+def _facts(half: Half, status: controlclient.Status | None, *, ended_there: bool) -> pairstate.Facts:
     if status is None:
         return pairstate.Facts(journal=half.busy, answers=False)
     return pairstate.Facts(
@@ -179,6 +216,7 @@ def _facts(half: Half, status: controlclient.Status | None) -> pairstate.Facts:
         invalid=status.invalid,
         owed=status.owed,
         complete=status.complete,
+        ended_there=ended_there,
     )
 
 
@@ -272,8 +310,10 @@ def _told(node: Node, half: Half, known: planes.Look, seen: _Seen) -> tuple[Samp
         pair = _from_peer(half.peer, seen.pair)
     except PathctlError as error:
         return _alone(node, half, known, error)
+    if pair.reason is not None:  # what it sees from its end
+        pair = msgspec.structs.replace(pair, reason=f"host {half.peer} says: {pair.reason}")
     told = statelog.Told(half.peer, seen.actor, seen.cause)
-    return Sample(time.time(), pair, known.status, known.failed, is_heard=True), told
+    return _as_sample(pair, known, is_heard=True), told
 
 
 def _from_peer(peer: str, fields: dict[str, Any]) -> shapes.Pair:
@@ -299,18 +339,46 @@ def take_answer(node: Node, peer: str, fields: Any, look: int) -> dict[str, Any]
 
 
 def _alone(node: Node, half: Half, known: planes.Look, error: PathctlError) -> tuple[Sample, None]:
-    facts = pairstate.Facts(journal=half.busy, answers=False)
     is_ended = error.code == ErrorCode.NOT_FOUND and half.busy is None
+    facts = pairstate.Facts(journal=half.busy, answers=False, ended_there=is_ended)
     if error.code == ErrorCode.NOT_FOUND and not is_ended:
         reason = f"host {half.peer} has no such pair; what was begun of it here is being ended"
     elif is_ended:
-        reason = f"host {half.peer} has no such pair any more; delete this half with `pathctl pair delete`"
+        reason = _ended_there(half)
     else:
         reason = f"the source's pathctld was not heard ({error.message})"
         if known.status is not None and known.status.session is not None:
             reason += "; its data connection is up"
+        elif known.status is not None and known.status.heard_s is not None:
+            reason += "; its data connection is silent too"
     pair = _as_pair(node, half, facts, None, reason)
-    return Sample(time.time(), pair, known.status, known.failed, is_heard=False, is_ended_there=is_ended), None
+    return _as_sample(pair, known, is_heard=False, is_ended_there=is_ended), None
+
+
+async def ask_whether_there(node: Node, wanted: Sequence[Half]) -> None:
+    """Ask the other hosts whether they still have pairs of ours that are not connected; who is away is not asked."""
+    places = asyncio.Semaphore(LOOKS_MOST)
+
+    async def ask(half: Half, row: db.Connection) -> None:
+        which = pairsteps.Which(row.operation, half.pair, half.peer_volume, half.volume)
+        async with places:
+            try:
+                answer = await peers.call(node, half.peer, "pair.outcome", which, node.cfg.timeouts.peer_look_s)
+            except PathctlError:
+                return
+        # "unknown": it was set up anew, or put back to what it was before the pair.
+        is_there = answer.get("outcome") in ("open", "done")
+        (node.ended_there.discard if is_there else node.ended_there.add)(half.pair)
+
+    apart = (half for half in wanted if _is_apart(node, half) and reach.why_away(node, half.peer) is None)
+    await asyncio.gather(*(ask(half, half.row) for half in apart if half.row is not None))
+
+
+def _is_apart(node: Node, half: Half) -> bool:
+    sample = node.samples.get(half.pair)
+    if half.side != "source" or half.busy is not None or sample is None or sample.status is None:
+        return False
+    return sample.status.ready and sample.status.session is None
 
 
 async def look_for_peer(node: Node, peer: str, body: Look) -> dict[str, Any]:

@@ -7,6 +7,7 @@ remember itself (where its peer is, the copy rate) and what it may have missed (
 import asyncio
 import os
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 import msgspec
 
-from pathctl import controlclient, copyrate, db, errors, nbdkitcmd
-from pathctl.node import Node
+from pathctl import actor, controlclient, copyrate, db, errors, nbdkitcmd, supervise
+from pathctl.node import Hang, Node
 
 FORMAT_LIMIT_S = 120.0
+HUNG_S = 10.0  # without an answer, until that is an event
 
 
 async def settle(node: Node, volume: str) -> None:
@@ -27,6 +29,21 @@ async def settle(node: Node, volume: str) -> None:
         await node.supervisor.stop(volume)
     else:
         await node.supervisor.ensure(wanted)
+
+
+async def can_run(node: Node, volume: str) -> bool:
+    """Settle; False where the process does not start, so that nothing of the volume is served: it goes on being tried.
+
+    The caller holds the volume's lock.
+    """
+    try:
+        await settle(node, volume)
+    except errors.PathctlError:
+        keeper = node.supervisor.get(volume)
+        if keeper is None or keeper.failure is None:
+            raise
+        return False
+    return True
 
 
 def plane(node: Node, volume: str) -> nbdkitcmd.Plane | None:
@@ -106,6 +123,8 @@ class Look(msgspec.Struct, frozen=True):
 
     status: controlclient.Status | None
     failed: str | None
+    hung: int | None = None  # its process, which is alive and does not answer
+    is_down: bool = False  # its process does not start
 
 
 async def look(node: Node, volume: str) -> Look:
@@ -114,8 +133,41 @@ async def look(node: Node, volume: str) -> Look:
     try:
         found = await (status(node, volume) if keeper is not None else read_meta(node, volume))
     except errors.PathctlError as error:
-        return Look(None, (keeper.failure if keeper else None) or error.message)
+        if keeper is not None and keeper.failure is not None:
+            return Look(None, keeper.failure, is_down=True)
+        hung = _hung(keeper, error)
+        _note_hang(node, volume, hung)
+        if hung is not None:
+            return Look(None, f"process {hung} of volume {volume} is alive but does not answer", hung)
+        return Look(None, error.message)
+    _note_hang(node, volume, None)
     return Look(found, found.failed)
+
+
+def _hung(keeper: supervise.Keeper | None, error: errors.PathctlError) -> int | None:
+    """Of a process that has just ended, the socket is closed or gone."""
+    is_gone = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+    is_asked = isinstance(error, errors.NoAnswer) and not is_gone
+    return keeper.pid if keeper is not None and keeper.is_ready and is_asked else None
+
+
+def _note_hang(node: Node, volume: str, pid: int | None) -> None:
+    """Told once when it has lasted; the process is not killed, it may be in a long request to its disk."""
+    known = node.hangs.pop(volume, None)
+    if pid is None:
+        return
+    now = time.monotonic()
+    if known is None or known.pid != pid:
+        known = Hang(pid, now)
+    if not known.is_told and now - known.since >= HUNG_S:
+        with actor.by():
+            message = (
+                f"process {pid} of volume {volume} is alive but has not answered for {HUNG_S:g} s; if it stays so, "
+                f"`kill -9 {pid}`: acknowledged writes survive that, and pathctld starts it again at once"
+            )
+            is_told = node.db.record("process.hung", message, volume=volume, before=str(pid))
+        known = msgspec.structs.replace(known, is_told=is_told)
+    node.hangs[volume] = known
 
 
 _metas: dict[tuple[Path, int], controlclient.Status] = {}  # by file and time of change: it changes only while it runs
@@ -133,6 +185,15 @@ async def read_meta(node: Node, volume: str) -> controlclient.Status:
             del _metas[old]
         _metas[key] = _decode(out, volume)
     return _metas[key]
+
+
+async def is_readable(node: Node, volume: str) -> bool:
+    """Whether the metadata of a volume without a process says anything."""
+    try:
+        await read_meta(node, volume)
+    except errors.PathctlError:
+        return False
+    return True
 
 
 def _decode(raw: bytes, volume: str) -> controlclient.Status:

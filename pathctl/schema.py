@@ -152,9 +152,12 @@ def _endpoint(row: str) -> str:
     return f"{row}.address || ':' || {row}.port"
 
 
+_SHORT = "substr({}.pair, 1, 8)"  # the column `pair` has all of it
+
+
 def _half(row: str) -> str:
     return (
-        f"'volume ' || {row}.volume || ' as ' || {row}.side || ' of pair ' || {row}.pair"
+        f"'volume ' || {row}.volume || ' as ' || {row}.side || ' of pair ' || {_SHORT.format(row)}"
         f" || ' with ' || {row}.peer || ':' || {row}.peer_volume"
     )
 
@@ -254,7 +257,9 @@ TRIGGERS = "\n".join(
             "connection_rate",
             "UPDATE OF copy_rate_bytes_s ON connections WHEN NEW.copy_rate_bytes_s IS NOT OLD.copy_rate_bytes_s",
             "connection.rate",
-            f"'copy rate of pair ' || NEW.pair || ' is ' || {_RATE.format('NEW')} || ' bytes per second'",
+            f"'the background copy of pair ' || {_SHORT.format('NEW')} || CASE NEW.copy_rate_bytes_s"
+            " WHEN 0 THEN ' is paused' ELSE coalesce(' is limited to ' || NEW.copy_rate_bytes_s || ' bytes per second',"
+            " ' has no limit of its own') END",
             before=f"{_RATE.format('OLD')}",
             after=f"{_RATE.format('NEW')}",
             **_HALF,
@@ -302,6 +307,7 @@ KINDS = {
     "process.started": "the process of a volume was started",
     "process.ended": "the process of a volume has ended by itself",
     "process.failed": "the process of a volume does not start",
+    "process.hung": "the process of a volume is alive and has not answered for a while",
     "device.failed": "the process behind a block device has ended",
     "recovery.undone": "an operation that was cut off was undone",
     "recovery.finished": "an operation that was cut off was finished",

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from pathctl import actor, controlclient, copyprogress, shapes
+from pathctl import actor, controlclient, copyprogress, pairstate, shapes
 from pathctl.node import Node, Recorded
 from pathctl.pairstate import State
 
@@ -177,17 +177,20 @@ def note_path(node: Node, pair: shapes.Pair, status: controlclient.Status, look:
         return
     known.path_look = look
     before, known.session = known.session, status.session
-    refusal = status.link_error if status.link == "refused" and status.session is None else None
+    error = pairstate.named(status.link_error, pair.destination.host)
+    refusal = error if status.link == "refused" and status.session is None else None
     old_refusal, known.refusal = known.refusal, refusal if status.session is None else None
     if is_first and node.db.last_state(pair.pair) is not None:
         return  # pathctld has just started: this is how things were all the time
     with actor.by():
         if status.session not in (None, before):
+            if before is not None:
+                _record_path(node, pair, "path.lost", f"session {before}", None, "and made anew between two looks")
             _record_path(node, pair, "path.up", f"session {before}" if before else None, f"session {status.session}")
         elif refusal is not None and refusal != old_refusal:
             _record_path(node, pair, "path.refused", None, None, refusal)
         elif before is not None and status.session is None and status.ready:
-            _record_path(node, pair, "path.lost", f"session {before}", None, status.link_error)
+            _record_path(node, pair, "path.lost", f"session {before}", None, error)
 
 
 def _record_path(
@@ -204,4 +207,5 @@ def forget_others(node: Node, pairs: set[str]) -> None:
         del node.recorded[pair]
     for pair in node.samples.keys() - pairs:
         del node.samples[pair]
+    node.ended_there &= pairs
     node.copies.forget_others(pairs)

@@ -21,9 +21,11 @@ class Situation(enum.Enum):
     DELETING_AWAY = enum.auto()
     ENDED_THERE = enum.auto()
     FAILED = enum.auto()
+    HUNG = enum.auto()
+    DOWN = enum.auto()
+    SILENT = enum.auto()
     SUSPENDED = enum.auto()
     REFUSED = enum.auto()
-    SILENT = enum.auto()
     OTHER_PAIR = enum.auto()
     CONNECTING = enum.auto()
     LINK_DOWN = enum.auto()
@@ -50,10 +52,15 @@ class Facts(msgspec.Struct, frozen=True):
     note: str | None = None  # of the journal: what the operation waits for
     is_heard: bool = True  # the source's data plane told its part
     is_linked: bool = False  # seen from a destination: its data plane has a session
-    is_ended_there: bool = False  # the source's host has no such pair any more
+    heard_s: float | None = None  # seen from a destination: since when nothing has come from the source
+    is_ended_there: bool = False  # the other host has no such pair any more
     link_error: str | None = None
     copy_error: str | None = None
-    failed: str | None = None
+    failed: str | None = None  # as the volume's process says itself
+    silent: str | None = None  # why the volume's process says nothing
+    hung: int | None = None  # the process: alive, and it does not answer
+    is_down: bool = False  # the process does not start
+    fetch_timeout_s: float | None = None
     incomplete: bool | None = None
     device_failed: str | None = None
     limit_bytes_s: int | None = None  # in force at the source's data plane: of the pair, or its share of the host's
@@ -62,7 +69,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """Templates; {peer}, {source}, {destination}, {other}, {volume}, {mine}, {left}, {eta}, {rate} are filled in."""
+    """Templates: `_names` says what is filled in."""
 
     meaning: str
     next: str
@@ -70,7 +77,8 @@ class Text(msgspec.Struct, frozen=True):
     cause: str | None = None  # where the facts have none
 
 
-_HALF = "pathctl pair delete {volume} --half --yes"
+_HALF = "pathctl pair delete {volume} --half --dry-run"
+_FREE = "{loss} With --yes in place of --dry-run it is done."
 _DELETE = "pathctl pair delete {volume} --force --yes"
 
 SITUATIONS: Mapping[Situation, Text] = {
@@ -83,7 +91,7 @@ SITUATIONS: Mapping[Situation, Text] = {
         "The pair was being created and this could not be ended, because host {peer} has to be asked and does not "
         "answer.",
         "As soon as {peer} answers, pathctld finishes or undoes it by itself: bring {peer} or the network back. Only "
-        "if {peer} is gone for good, free this host's half with the command below.",
+        "if {peer} is gone for good, free this host's half: the command below says what that loses." + _FREE,
         _HALF,
     ),
     Situation.DELETING: Text(
@@ -94,13 +102,12 @@ SITUATIONS: Mapping[Situation, Text] = {
     Situation.DELETING_AWAY: Text(
         "The pair is being deleted, and host {peer} has not confirmed its half yet.",
         "As soon as {peer} answers, pathctld finishes it by itself: bring {peer} or the network back. Only if {peer} "
-        "is gone for good, free this host's half with the command below.",
+        "is gone for good, free this host's half: the command below says what that loses." + _FREE,
         _HALF,
     ),
     Situation.ENDED_THERE: Text(
         "Host {peer} has no such pair any more; this half of it is left over, and nothing is copied.",
-        "Nothing happens by itself. Free this half with the command below; the volume stays, and `pathctl volume show "
-        "{volume}` says whether its data is complete.",
+        "Nothing happens by itself. Free this half, the volume stays: the command below says what that loses." + _FREE,
         _HALF,
         cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up anew).",
     ),
@@ -116,51 +123,64 @@ SITUATIONS: Mapping[Situation, Text] = {
         "It stays so until somebody resumes it; then what is left is copied by itself.",
         "pathctl pair resume {volume}",
     ),
+    Situation.HUNG: Text(
+        "Process {hung} of volume {volume} is alive but does not answer{still}.",
+        "Nothing happens by itself. `ps {hung}` shows its state: with D it waits for a disk (see dmesg) and ends only "
+        "once that answers, with T it was stopped (`kill -CONT {hung}`). Else end it with the command below: "
+        "acknowledged writes survive that, and pathctld starts it again at once.",
+        "kill -9 {hung}",
+    ),
+    Situation.DOWN: Text(
+        "The process of volume {volume} does not start{still}.",
+        "pathctld tries it every few seconds and goes on by itself once the cause is gone. More is in its log: "
+        "log/{volume}.log in pathctl's state folder.",
+        "pathctl volume show {volume}",
+    ),
     Situation.SILENT: Text(
-        "The process of volume {volume} does not answer, so the state of its data is not known and its device stands "
-        "still.",
-        "pathctld starts it again by itself, at once and then every few seconds. If that does not help, its log says "
-        "why: log/{volume}.log in pathctl's state folder.",
+        "The process of volume {volume} does not answer{still}.",
+        "If it has ended, pathctld starts it again by itself, at once and then every few seconds. If that does not "
+        "help, its log says why: log/{volume}.log in pathctl's state folder.",
         "pathctl volume show {volume}",
     ),
     Situation.OTHER_PAIR: Text(
         "The configuration of this host and what volume {volume} itself has recorded do not agree: by its own record "
         "it is not in this pair.",
-        "Nothing happens by itself; the configuration is probably an older one that was restored. Free the volume with "
-        "the command below, see with `pathctl volume show {volume}` whether its data is complete, then create the pair "
-        "anew.",
+        "Nothing happens by itself; the configuration is probably an older one that was restored. Free the volume: the "
+        "command below says what that loses." + _FREE + " Then see with `pathctl volume show {volume}` whether its "
+        "data is complete, and create the pair anew.",
         _HALF,
     ),
     Situation.CONNECTING: Text(
         "The path is wanted and its data connection is just being made.",
         "It is up within seconds, or the reason shows here.",
-        cause="The data connection to {other} is being made.",
+        cause="The data connection from {source} to {destination} is being made.",
     ),
     Situation.LINK_DOWN: Text(
-        "Host {peer} answers, but the data connection to {other} is down.",
-        "The data plane goes on trying by itself and copies what is left once it is through. See that the firewalls "
-        "let the data ports through (the destination's, 7700 to 7899 unless set otherwise), and on {peer} that the "
-        "volume's process runs (`pathctl volume list`).",
+        "Host {peer} answers, but the data connection from {source} to {destination} is down.",
+        "The data plane of {source} goes on trying by itself and copies what is left once it is through. See that the "
+        "firewalls let the data ports through (the destination's, 7700 to 7899 unless set otherwise), and on "
+        "{destination_host} that the process of {destination} runs (`pathctl volume list`).",
         cause="The data connection cannot be made.",
     ),
     Situation.PEER_DOWN: Text(
         "Host {peer} is not heard at all: neither its pathctld nor its data plane answers.",
         "Both go on trying by themselves and what is left is copied once it is back. Bring {peer} or the network "
         "between the hosts back. If {peer} moved to another address: `pathctl peer set {peer} --address ADDRESS`. If "
-        "it is gone for good: `" + _HALF + "`, then pair {volume} with another host.",
+        "it is gone for good: `" + _HALF + "`." + _FREE + " Then pair {volume} with another host.",
         cause="Host {peer} does not answer.",
     ),
     Situation.SOURCE_AWAY: Text(
-        "Host {peer}, which has the source, is not heard: neither its pathctld nor its data connection.",
+        "Host {peer}, which has the source, is not heard: neither its pathctld nor its data connection.{heard}",
         "Once it is back, everything goes on by itself. If {peer} is gone for good and this copy is to take over, "
-        "make sure that {peer} cannot come back with the old volume in use, then: `" + _HALF + "`{accept} and "
-        "`pathctl attach {volume}`.",
+        "make sure that {peer} cannot come back with the old volume in use, then: `" + _HALF + "`." + _FREE + " "
+        "After it {accept}`pathctl attach {volume}`.",
         cause="Host {peer} does not answer.",
     ),
     Situation.SOURCE_AWAY_LINKED: Text(
-        "The data connection to {source} is up and data goes on coming; only pathctld on {peer}, which knows the "
-        "state, is not heard.",
-        "The copy goes on without it. On {peer}, start pathctld again; it takes over what runs there.",
+        "The data connection from {source} was heard {heard_s} ago; pathctld on {peer}, which knows the state, is not "
+        "heard.",
+        "As long as the data connection is there, writes and the copy, if one is under way, go on without pathctld. "
+        "See on {peer} that it runs, and that its port (7630 unless set otherwise) is let through.",
         cause="pathctld on {peer} does not answer.",
     ),
     Situation.COPY_FAILING: Text(
@@ -225,7 +245,7 @@ _TRIED = "It is tried again every few seconds and goes on by itself once the cau
 
 REFUSALS = (
     Refusal(
-        "version",
+        " version",
         _TRIED + "Bring both hosts to one version of pathctl. A volume's process goes on with the old one until it is "
         "started anew: `pathctld --stop-all`, when its devices may be away for a moment, then pathctld again.",
     ),
@@ -290,9 +310,14 @@ REFUSALS = (
     Refusal("", _TRIED + "See the log of {destination} on {destination_host}."),
 )
 _HALF_DEAF = (
-    " But pathctld on host {peer} does not answer: data goes on without it, commands need it; start it again there."
+    " But pathctld on host {peer} does not answer: data goes on without it, commands need it. See on {peer} that it "
+    "runs, and that its port (7630 unless set otherwise) is let through."
 )
-_REFUSED = "The path is wanted, but {other} answers no: no data moves, and nothing was changed by the refusal."
+_REFUSED = "The path is wanted, but {destination} refuses {source}: no data moves, and the refusal has changed nothing."
+
+
+# The process of the volume here says nothing of this pair.
+_UNKNOWN = (Situation.HUNG, Situation.DOWN, Situation.SILENT, Situation.OTHER_PAIR)
 
 
 def situation(facts: Facts) -> Situation:
@@ -305,8 +330,10 @@ def situation(facts: Facts) -> Situation:
         return Situation.DELETING_AWAY if is_away else Situation.DELETING
     if facts.is_ended_there:
         return Situation.ENDED_THERE
-    if facts.failed is not None and (facts.is_heard or pair.side == "destination"):
+    if facts.failed is not None:
         return Situation.FAILED
+    if facts.silent is not None:
+        return Situation.HUNG if facts.hung is not None else Situation.DOWN if facts.is_down else Situation.SILENT
     match pair.state:
         case "Suspended":
             return Situation.SUSPENDED
@@ -324,7 +351,7 @@ def _why_apart(facts: Facts) -> Situation:
     if not facts.is_heard and facts.pair.side == "destination":
         return Situation.SOURCE_AWAY_LINKED if facts.is_linked else Situation.SOURCE_AWAY
     if not facts.is_heard:
-        return Situation.SILENT if facts.failed else Situation.OTHER_PAIR
+        return Situation.OTHER_PAIR
     if facts.is_reachable is False:
         return Situation.PEER_DOWN
     return Situation.LINK_DOWN if facts.link_error or facts.pair.reason else Situation.CONNECTING
@@ -332,7 +359,7 @@ def _why_apart(facts: Facts) -> Situation:
 
 def _why_copying(facts: Facts) -> Situation:
     pair = facts.pair
-    if facts.copy_error:
+    if facts.copy_error or pair.reason:
         return Situation.COPY_FAILING
     if not pair.invalid and not pair.owed:
         return Situation.CONFIRMING
@@ -350,7 +377,7 @@ def explain(facts: Facts) -> shapes.Why:
     found, names = situation(facts), _names(facts)
     if found is Situation.REFUSED:
         refusal = find_refusal(facts.link_error or facts.pair.reason or "")
-        text = Text(_REFUSED, refusal.next, refusal.command, "{other} refuses the path.")
+        text = Text(_REFUSED, refusal.next, refusal.command, "{destination} refuses the path.")
     else:
         text = SITUATIONS[found]
     return shapes.Why(
@@ -400,18 +427,35 @@ def _names(facts: Facts) -> dict[str, str]:
         # As `pair create` wants them on this host.
         "source_at": pair.source.volume if is_source else source,
         "destination_at": destination if is_source else pair.destination.volume,
-        "other": destination if is_source else source,
         "volume": mine.volume,
+        "hung": str(facts.hung),
+        "still": ", so the state of its data is not known and its device stands still"
+        if is_source
+        else f", so {source} cannot reach this copy",
+        "heard": "" if facts.heard_s is None else f" Nothing came from it for {units.format_duration(facts.heard_s)}.",
+        "heard_s": "a moment" if (facts.heard_s or 0) < 2 else units.format_duration(facts.heard_s or 0),
+        "loss": _loss(facts, destination),
         "left": _tracks(pair, (pair.invalid or 0) + (pair.owed or 0)),
         "rate": "at a rate not known yet" if rate is None else f"at {units.format_size(rate)}/s",
         "eta": "It ends by itself; how long it takes is not known yet."
         if eta is None
-        else f"It ends by itself, in about {units.format_duration(eta)} at the present rate.",
+        else f"It ends by itself, in about {units.format_duration(eta)} if that goes on getting less as it does now.",
         "limit": limit if pair.copy_rate_bytes_s else "",
-        "accept": f", `pathctl volume accept {mine.volume} --yes` (this copy is incomplete: see what of it is usable)"
+        "accept": f"`pathctl volume accept {mine.volume} --dry-run` (this copy is incomplete: see what of it is "
+        "usable, then the same with --yes) and "
         if facts.incomplete
         else "",
     }
+
+
+def _loss(facts: Facts, destination: str) -> str:
+    """What freeing this half alone costs, where that is known."""
+    pair = facts.pair
+    if pair.side == "source" and pair.invalid:
+        return f" It loses {_tracks(pair, pair.invalid)}: they are only at {destination}."
+    if pair.side == "destination" and facts.incomplete:
+        return " It leaves this copy incomplete for good: some of the data is only at the source."
+    return ""
 
 
 def _tracks(pair: shapes.Pair, count: int) -> str:
@@ -441,12 +485,14 @@ def _causes(facts: Facts, found: Situation) -> tuple[str | None, ...]:
             return facts.link_error, reason
         case Situation.PEER_DOWN:
             return facts.peer_note, facts.link_error, reason
-        case Situation.SILENT | Situation.OTHER_PAIR:
-            return facts.failed, reason
+        case Situation.HUNG | Situation.DOWN | Situation.SILENT:
+            return facts.silent, reason
+        case Situation.OTHER_PAIR | Situation.ENDED_THERE:
+            return (reason if found is Situation.OTHER_PAIR else None,)
         case Situation.SOURCE_AWAY | Situation.SOURCE_AWAY_LINKED:
             return facts.peer_note, reason
         case Situation.COPY_FAILING:
-            return (facts.copy_error,)
+            return facts.copy_error, reason
         case _:
             return (None,)
 
@@ -475,7 +521,7 @@ def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
         return f"Both volumes keep what they hold; {names['source']} can be used. {_whole_here(facts)}"
     if pair.side == "destination" and (not facts.is_heard or facts.is_ended_there):
         return f"Nothing is lost by waiting. {_whole_here(facts)}"
-    if found in (Situation.SILENT, Situation.OTHER_PAIR):
+    if pair.side == "source" and found in _UNKNOWN:
         return (
             "Every acknowledged write is on the disk or at the other host. Leave both volumes and their metadata files "
             "as they are; delete neither."
@@ -483,9 +529,9 @@ def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
     if found is Situation.FAILED:
         return (
             f"What was acknowledged before is at {names['source']}, at {names['destination']} or both: delete neither. "
-            f"{_safe_left(pair, names)}"
+            f"{_safe_left(facts, names)}"
         )
-    return _safe_left(pair, names)
+    return _safe_left(facts, names)
 
 
 def _whole_here(facts: Facts) -> str:
@@ -499,20 +545,31 @@ def _whole_here(facts: Facts) -> str:
     return f"The copy on {volume} is complete as of when the hosts last heard each other."
 
 
-def _safe_left(pair: shapes.Pair, names: dict[str, str]) -> str:
+def _reading(facts: Facts) -> str:
+    """Whether the source can be used, of which something is only at the destination."""
+    limit = units.format_duration(facts.fetch_timeout_s) if facts.fetch_timeout_s else "data.fetch_timeout_s, 30s"
+    if facts.pair.state in ("SyncInProg", "Synchronized"):
+        return (
+            f"All of it can be read and written while the path is there; without, reading those waits ({limit}) and "
+            "then fails."
+        )
+    return f"The path is not there: reading those waits ({limit}) and then fails; the rest can be read and written."
+
+
+def _safe_left(facts: Facts, names: dict[str, str]) -> str:
     """By what is left: both tables are the source's, which knows."""
+    pair = facts.pair
     source, destination = names["source"], names["destination"]
     if pair.invalid is None or pair.owed is None:
         return "How much is left is not known; delete neither volume."
     if pair.invalid and pair.owed:
         return (
-            f"{source} can be used. {_tracks(pair, pair.invalid)} are only at {destination}, {_tracks(pair, pair.owed)}"
-            f" only at {source}: both volumes are needed, delete neither."
+            f"{_tracks(pair, pair.invalid)} of {source} are only at {destination}. {_reading(facts)} "
+            f"{_tracks(pair, pair.owed)} are only at {source}: both volumes are needed, delete neither."
         )
     if pair.invalid:
         return (
-            f"{source} can be used as a whole while the path is there; {_tracks(pair, pair.invalid)} of it are still "
-            f"only at {destination}, and without the path reading those waits and then fails. Do not touch "
+            f"{_tracks(pair, pair.invalid)} of {source} are only at {destination}. {_reading(facts)} Do not touch "
             f"{destination}."
         )
     if pair.owed:

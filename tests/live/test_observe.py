@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -157,7 +158,7 @@ def test_a_daemon_that_is_away_is_told_by_its_peer_and_why_says_what_to_do(hosts
     assert (found.state, found.invalid, found.progress) == ("Partitioned", None, None)
     assert found.since == pytest.approx(time.time(), abs=WAIT_S)
     why = msgspec.convert(beta.call("pair.why", pair="vb")["why"], shapes.Why)
-    assert "The data connection to alpha:va is up" in why.meaning
+    assert re.match("The data connection from alpha:va was heard .* ago; pathctld on alpha", why.meaning)
     assert (why.state, why.since, why.command) == ("Partitioned", found.since, None)
     (peer,) = msgspec.convert(beta.call("status")["peers"], list[shapes.Peer])
     assert (peer.reachable, "cannot be reached" in (peer.note or "")) == (False, True)
@@ -332,14 +333,90 @@ def test_a_process_that_hangs_at_the_source_costs_its_own_pair_only(hosts) -> No
     try:
         wait_state(beta, "vb0", "Partitioned")
         found = shown(beta, "vb0")
-        assert "did not answer" in (found.reason or ""), "as the source's pathctld says, which was heard"
+        told = f"host alpha says: process {process.pid} of volume va0 is alive but does not answer"
+        assert found.reason == told, "the source's pathctld was heard"
         assert shown(beta, "vb1").state == "Synchronized"
         why = msgspec.convert(alpha.call("pair.why", pair="va0")["why"], shapes.Why)
-        assert "does not answer" in why.meaning
+        assert f"Process {process.pid} of volume va0 is alive but does not answer" in why.meaning
+        assert why.command == f"kill -9 {process.pid}"
+        hung = wait_event(alpha, "process.hung")
+        assert (hung.volume, hung.before, hung.actor) == ("va0", str(process.pid), "pathctld")
         assert events_of(beta, "peer.unreachable") == []
     finally:
         process.resume()
     wait_state(beta, "vb0", "Synchronized")
+    assert len(events_of(alpha, "process.hung")) == 1
+
+
+def explained(host: Daemon, name: str) -> shapes.Why:
+    return msgspec.convert(host.call("pair.why", pair=name)["why"], shapes.Why)
+
+
+def test_a_process_that_hangs_at_the_destination_is_not_called_failed(hosts) -> None:
+    alpha, beta = hosts
+    make_pair(alpha)
+    wait_state(alpha, "va", "Synchronized")
+    process = psutil.Process(pid_of(beta, "vb"))
+    process.suspend()
+    try:
+        why = explained(beta, "vb")
+        assert why.meaning.startswith(f"Process {process.pid} of volume vb is alive but does not answer")
+        assert why.command == f"kill -9 {process.pid}"
+        process.kill()
+    finally:
+        if process.is_running():
+            process.resume()
+    wait_until(lambda: beta.volume("vb")["pid"] not in (None, process.pid), "pathctld starts it again at once")
+    wait_state(alpha, "va", "Synchronized")
+
+
+def test_a_destination_that_hears_neither_daemon_nor_data_says_so(hosts) -> None:
+    """As when the cable is cut: both processes of the source are stopped, so that nothing comes any more."""
+    alpha, beta = hosts
+    make_pair(alpha)
+    wait_state(beta, "vb", "Synchronized")
+    stopped = [psutil.Process(pid_of(alpha, "va")), psutil.Process(alpha.process.pid)]
+    for process in stopped:
+        process.suspend()
+    try:
+        wait_until(lambda: "Nothing came from it for" in explained(beta, "vb").meaning, "the silence is told")
+        assert "its data connection is silent too" in (shown(beta, "vb").reason or "")
+    finally:
+        for process in stopped:
+            process.resume()
+    wait_state(beta, "vb", "Synchronized")
+
+
+@pytest.mark.parametrize("gone", ["source", "destination"])
+def test_a_half_whose_other_half_is_gone_is_refused_and_told_so(hosts, gone) -> None:
+    alpha, beta = hosts
+    make_pair(alpha)
+    wait_state(beta, "vb", "Synchronized")
+    there, its, here, name = (alpha, "va", beta, "vb") if gone == "source" else (beta, "vb", alpha, "va")
+    there.call("pair.delete", pair=its, half=True, force=True)
+    wait_until(lambda: "no such pair any more" in explained(here, name).meaning, "it is told that the other is gone")
+    why = explained(here, name)
+    assert (why.state, why.command) == ("Refused", f"pathctl pair delete {name} --half --dry-run")
+    wait_state(here, name, "Refused")
+
+
+def test_a_process_that_does_not_start_is_told_with_why(hosts) -> None:
+    alpha, beta = hosts
+    make_pair(alpha)
+    wait_state(alpha, "va", "Synchronized")
+    image = beta.image("vb")
+    away = image.with_suffix(".away")
+    image.rename(away)
+    os.kill(pid_of(beta, "vb"), signal.SIGKILL)
+    wait_event(beta, "process.failed")
+    why = wait_until(lambda: _starts_with(explained(beta, "vb"), "The process of volume vb does not start"), "told")
+    assert "vb.img" in why.cause
+    away.rename(image)
+    wait_state(alpha, "va", "Synchronized")
+
+
+def _starts_with(why: shapes.Why, text: str) -> shapes.Why | None:
+    return why if why.meaning.startswith(text) else None
 
 
 class Writer(threading.Thread):

@@ -5,7 +5,7 @@ import itertools
 import msgspec
 import pytest
 
-from pathctl.pairstate import Facts, State, direction, state
+from pathctl.pairstate import Facts, State, direction, named, state
 
 UP = Facts(journal=None, answers=True, ready=True, session=True, complete=True)
 
@@ -17,6 +17,9 @@ TABLE = [
     ({"ready": False}, State.SUSPENDED, None),
     ({"session": False}, State.PARTITIONED, None),
     ({"session": False, "refused": True}, State.REFUSED, None),
+    ({"session": False, "ended_there": True}, State.REFUSED, None),
+    ({"answers": False, "ended_there": True}, State.REFUSED, None),
+    ({"ready": False, "session": False, "ended_there": True}, State.SUSPENDED, None),
     ({"invalid": 1}, State.SYNC_IN_PROG, "to_source"),
     ({"owed": 1}, State.SYNC_IN_PROG, "to_destination"),
     ({"invalid": 1, "owed": 1}, State.SYNC_IN_PROG, "to_source"),
@@ -39,3 +42,13 @@ def test_synchronized_is_said_only_when_everything_holds():
         assert (state(facts) == State.SYNCHRONIZED) == holds, facts
         is_copying = state(facts) == State.SYNC_IN_PROG and bool(invalid or owed)
         assert (direction(facts) is not None) == is_copying, facts
+
+
+def test_the_peer_is_called_by_its_name():
+    assert named(None, "beta") is None
+    assert named("the peer refuses the path: the peer's volume is older", "beta") == (
+        "host beta refuses the path: host beta's volume is older"
+    )
+    assert named("no connection to the peer at 192.0.2.1:7700: timed out", "beta") == (
+        "no connection to host beta at 192.0.2.1:7700: timed out"
+    )

@@ -181,5 +181,6 @@ def test_a_path_comes_is_lost_and_is_refused_once_each(node: Node) -> None:
         ("path.lost", "session 1", None, "cable"),
         ("path.refused", None, None, "no"),
         ("path.up", None, "session 4", None),
+        ("path.lost", "session 4", None, "and made anew between two looks"),
         ("path.up", "session 4", "session 6", None),
     ]

@@ -52,26 +52,42 @@ def make(changes: dict[str, Any] | None = None, **facts: Any) -> Facts:
     return Facts(pair, **({"peer": peer} | facts))
 
 
+HALF = "pathctl pair delete va --half --dry-run"
+
 # What is the case, what it is taken for, the command.
 TABLE = [
     (make({"state": "Creating"}), Situation.CREATING, None),
-    (make({"state": "Creating"}, is_reachable=False), Situation.CREATING_AWAY, "pathctl pair delete va --half --yes"),
-    (make({"state": "Creating"}, note="no answer"), Situation.CREATING_AWAY, "pathctl pair delete va --half --yes"),
+    (make({"state": "Creating"}, is_reachable=False), Situation.CREATING_AWAY, HALF),
+    (make({"state": "Creating"}, note="no answer"), Situation.CREATING_AWAY, HALF),
     (make({"state": "Deleting"}), Situation.DELETING, None),
-    (make({"state": "Deleting"}, is_reachable=False), Situation.DELETING_AWAY, "pathctl pair delete va --half --yes"),
+    (make({"state": "Deleting"}, is_reachable=False), Situation.DELETING_AWAY, HALF),
     (
         make({"state": "Deleting", "side": "destination"}, note="alpha was asked and did not answer"),
         Situation.DELETING_AWAY,
-        "pathctl pair delete vb --half --yes",
+        "pathctl pair delete vb --half --dry-run",
     ),
     (make({"state": "Suspended"}), Situation.SUSPENDED, "pathctl pair resume va"),
     (make({"state": "Suspended", "side": "destination"}), Situation.SUSPENDED, "pathctl pair resume vb"),
     (make({"state": "Suspended"}, failed="a sync failed"), Situation.FAILED, None),
-    (make({"state": "Partitioned"}, is_heard=False, failed="no process"), Situation.SILENT, "pathctl volume show va"),
+    (make({"state": "Partitioned"}, is_heard=False, failed="a sync failed"), Situation.FAILED, None),
+    (make({"state": "Partitioned"}, is_heard=False, silent="ended"), Situation.SILENT, "pathctl volume show va"),
+    (make({"state": "Partitioned"}, is_heard=False, silent="-", hung=77), Situation.HUNG, "kill -9 77"),
+    (
+        make({"state": "Partitioned"}, is_heard=False, silent="its backing is missing", is_down=True),
+        Situation.DOWN,
+        "pathctl volume show va",
+    ),
+    (make({"state": "Partitioned", "side": "destination"}, silent="-", hung=77), Situation.HUNG, "kill -9 77"),
+    (make({"state": "SyncInProg", "side": "destination", **LEFT}, silent="-", hung=77), Situation.HUNG, "kill -9 77"),
+    (
+        make({"state": "Partitioned", "side": "destination"}, is_heard=False, silent="no backing", is_down=True),
+        Situation.DOWN,
+        "pathctl volume show vb",
+    ),
     (
         make({"state": "Partitioned", "reason": "volume va is in no pair by its metadata"}, is_heard=False),
         Situation.OTHER_PAIR,
-        "pathctl pair delete va --half --yes",
+        HALF,
     ),
     (make({"state": "Partitioned"}), Situation.CONNECTING, None),
     (make({"state": "Partitioned"}, link_error="no route"), Situation.LINK_DOWN, None),
@@ -85,11 +101,17 @@ TABLE = [
     (
         make({"state": "Partitioned", "side": "destination"}, is_heard=False, is_ended_there=True),
         Situation.ENDED_THERE,
-        "pathctl pair delete vb --half --yes",
+        "pathctl pair delete vb --half --dry-run",
     ),
+    (make({"state": "Refused"}, is_ended_there=True), Situation.ENDED_THERE, HALF),
     (make({"state": "Refused"}, link_error=f"{REFUSED}written apart"), Situation.REFUSED, None),
     (make({"state": "SyncInProg", **LEFT}), Situation.COPYING, None),
     (make({"state": "SyncInProg", **LEFT}, copy_error="a write failed"), Situation.COPY_FAILING, None),
+    (
+        make({"state": "SyncInProg", "side": "destination", "reason": "host alpha says: no space", **LEFT}),
+        Situation.COPY_FAILING,
+        None,
+    ),
     (make({"state": "SyncInProg", **LEFT}, device_failed="gone"), Situation.DEVICE_FAILED, "pathctl attach va"),
     (make({"state": "SyncInProg"}), Situation.CONFIRMING, None),
     (
@@ -119,13 +141,14 @@ def check(found: shapes.Why) -> None:
         assert re.search(r"[.!?]$", text), text
         assert not re.search(r"[{}]|None|  |\.\.", text), text
     if found.command is not None:
-        assert re.fullmatch(r"pathctl (pair|volume|attach) [a-z0-9 -]+", found.command), found.command
+        known = r"pathctl (pair|volume|attach) [a-z0-9 -]+|kill -9 [0-9]+"
+        assert re.fullmatch(known, found.command), found.command
 
 
 def commands(found: shapes.Why) -> set[str]:
     """All that it says can be typed."""
     quoted = re.findall(r"`(pathctl [^`]+)`", " ".join(sentences(found)))
-    return {found.command, *quoted} - {None}
+    return {found.command, *quoted} - {None} - {text for text in [found.command] if text and text.startswith("kill")}
 
 
 def parse(text: str) -> None:
@@ -168,6 +191,9 @@ def test_whatever_is_the_case_all_of_it_is_said_in_whole_sentences() -> None:
         {"is_heard": False, "is_ended_there": True, "incomplete": True},
         {"is_heard": False, "incomplete": False},
         {"failed": "the disk is broken", "note": "waits"},
+        {"silent": "no answer", "hung": 77},
+        {"silent": "no backing", "is_down": True, "is_heard": False},
+        {"is_heard": False, "heard_s": 45.2},
         {"link_error": "the peer answered: No space left on device", "copy_error": "x", "actor": "uid 0 (root)"},
         {"device_failed": "its process has ended", "actor": "host beta", "cause": "pair.suspend", "limit_bytes_s": 0},
     ]
@@ -231,7 +257,7 @@ def test_what_is_safe_follows_from_what_is_left_and_where() -> None:
         return why.explain(make({"state": "Suspended", **changes})).safe
 
     assert "alpha:va is the only good copy" in safe(owed=16)
-    assert "16 of 16384 tracks (1M) of it are still only at beta:vb" in safe(invalid=16)
+    assert "16 of 16384 tracks (1M) of alpha:va are only at beta:vb" in safe(invalid=16)
     assert "delete neither" in safe(invalid=1, owed=1)
     assert "alpha:va is complete" in safe()
     assert "Either host may fail" in why.explain(make()).safe
@@ -244,7 +270,7 @@ def test_a_destination_alone_says_whether_its_copy_can_be_used() -> None:
     assert "accept" not in whole.next
     part = why.explain(make(alone, is_heard=False, incomplete=True))
     assert "Do not use it alone" in part.safe
-    assert "`pathctl volume accept vb --yes`" in part.next
+    assert "`pathctl volume accept vb --dry-run`" in part.next
 
 
 def test_names_for_creating_anew_are_as_this_host_has_to_write_them() -> None:
@@ -255,3 +281,48 @@ def test_names_for_creating_anew_are_as_this_host_has_to_write_them() -> None:
     )
     assert "pathctl pair create va beta:vb --invalidate SIDE" in here
     assert "pathctl pair create alpha:va vb --invalidate SIDE" in there
+
+
+@pytest.mark.parametrize("left", [{"invalid": 16}, {"invalid": 16, "owed": 3}])
+def test_that_reading_fails_without_the_path_is_said_whatever_else_is_left(left) -> None:
+    for state in ("Suspended", "Partitioned", "Refused"):
+        safe = why.explain(make({"state": state, **left}, link_error="x", fetch_timeout_s=30.0)).safe
+        assert "The path is not there: reading those waits (30s) and then fails" in safe
+    assert "The path is not there" not in why.explain(make({"state": "SyncInProg", **left})).safe
+
+
+def test_what_freeing_a_half_loses_is_told_and_the_command_only_looks() -> None:
+    away = make({"state": "Partitioned", "invalid": 1002}, link_error="no route", is_reachable=False)
+    said = why.explain(away).next
+    assert "It loses 1002 of 16384 tracks (62.6M): they are only at beta:vb" in said
+    assert "--half --dry-run`" in said
+    for facts, _situation, _command in TABLE:
+        assert not any("--half --yes" in text for text in commands(why.explain(facts)))
+
+
+def test_a_destination_that_hears_nothing_says_since_when_and_claims_no_connection() -> None:
+    alone = {"state": "Partitioned", "side": "destination", "invalid": None, "owed": None}
+    silent = why.explain(make(alone, is_heard=False, heard_s=45.2))
+    assert "Nothing came from it for 45s." in silent.meaning
+    linked = why.explain(make(alone, is_heard=False, is_linked=True, heard_s=5.1))
+    assert "was heard 5s ago" in linked.meaning
+    for found in (silent, linked):
+        assert "is up" not in " ".join(sentences(found))
+
+
+def test_a_process_that_tells_nothing_is_not_called_failed() -> None:
+    for side in ("source", "destination"):
+        found = why.explain(make({"state": "Partitioned", "side": side}, silent="no answer", hung=77))
+        said = " ".join(sentences(found))
+        assert "Process 77" in found.meaning
+        assert "has failed" not in said
+        assert "delete the pair" not in said
+        assert "starts it again by itself" not in said
+
+
+def test_at_a_destination_it_is_said_who_refuses_what_to_whom() -> None:
+    reason = "host alpha says: host beta answered: No space left on device"
+    found = why.explain(make({"state": "Refused", "side": "destination", "reason": reason}))
+    assert found.meaning.startswith("The path is wanted, but beta:vb refuses alpha:va:")
+    assert found.cause == "Host alpha says: host beta answered: No space left on device."
+    assert "Make room on the file system of beta:vb at host beta" in found.next
