@@ -79,7 +79,7 @@ async def shutdown(node: Node, body: peers.Nothing) -> dict[str, Any]:
     for row in node.db.volumes():
         if row.attached or row.device_path is not None:
             async with node.locks[row.name]:
-                await planes.settle(node, row.name)  # what the device still holds is written out through it
+                await planes.can_run(node, row.name)  # what the device still holds is written out through it
                 await volumes.remove_device(node, node.volume(row.name))
     node.supervisor.is_closing = True
     for name in node.supervisor.volumes():
@@ -119,6 +119,9 @@ USER_VERBS: dict[str, tuple[type[msgspec.Struct], UserHandler]] = {
     "pair.why": (pairview.Which, events.explain),
     **pairs.VERBS,
 }
+
+# What is typed for a verb whose name it is not.
+COMMANDS = {"backup.make": "pathctl backup", "host.shutdown": "pathctld --stop-all"}
 
 # What changes nothing: that it failed is for its caller only.
 LOOKS = frozenset(
@@ -204,7 +207,7 @@ async def _told(node: Node, verb: str, body: msgspec.Struct, work: Answer) -> di
         return await work
     except PathctlError as error:
         if verb not in LOOKS and not getattr(body, "dry_run", False):
-            message = f"`pathctl {verb.replace('.', ' ')}` failed: {error.message}"
+            message = f"`{COMMANDS.get(verb, 'pathctl ' + verb.replace('.', ' '))}` failed: {error.message}"
             volume, pair = _meant(node, body)
             node.db.record("command.failed", message, volume=volume, pair=pair, after=error.code.value)
         raise

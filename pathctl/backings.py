@@ -106,6 +106,16 @@ def _refuse_uneven(path: str, found: int) -> None:
     )
 
 
+def fault(path: str, size: int) -> str | None:
+    """Why a volume of this size cannot be read from its backing, if it cannot: `its backing ...`."""
+    try:
+        with open(path, "rb") as file:
+            found = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        return f"its backing {path} cannot be opened ({error.strerror})"
+    return f"its backing {path} has {found} bytes, less than its {size}" if found < size else None
+
+
 def refuse_in_use(path: str, *, managed: bool = False) -> None:
     """Refused while anybody else uses the backing; one that is not there is no reason.
 

@@ -443,6 +443,11 @@ class Database:
             if entry.verb == "pair.delete":
                 sql.execute("UPDATE connections SET state = 'deleting' WHERE pair = ?", (entry.pair,))
 
+    @_ends
+    def open_deleting(self, entry: Entry) -> None:
+        """As `open_entry`, for an operation that ends something."""
+        self.open_entry(entry)
+
     def begin_step(self, operation: str, step: str) -> None:
         with self._change() as sql:
             sql.execute(

@@ -40,10 +40,15 @@ TERM_LIMIT_S = 2.0
 PROGRAM = "pathctl.fusefile"
 SECTOR = 512
 _POLL_S = 0.005
+_UNSEEN_USE = "in use (mounted elsewhere, or part of another device)"
 
 
 class DeviceError(Exception):
     """The device could not be made or removed; what was begun has been undone.  Show it to the user."""
+
+
+class InUse(DeviceError):
+    """Somebody uses the device, and it was left as it is.  Nothing is wrong with it: the user is to end that first."""
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -75,16 +80,29 @@ async def attach(
     return device
 
 
-async def detach(fuse_file: Path, link: Path) -> None:
+async def detach(fuse_file: Path, link: Path, *, is_served: bool = True) -> None:
     """Write out and remove the FUSE file's device, its process, itself and `link`; what is gone already is no error.
 
+    `is_served`: there is somebody behind the process to write out to.
     Raises DeviceError, and leaves the device as it was, while anybody has it mounted or open.
     """
     fuse_file = _real(fuse_file)
+    is_alive = is_served and any(_exporters(fuse_file))
     for path in _loops_of(fuse_file):
-        await _sync(path)
+        _refuse_mounted(path)
+        if is_alive:
+            await _sync(path)
+    if not is_alive:  # what the cache holds goes nowhere, and closing the device must not wait for that
+        await _end_processes(fuse_file)
     await _clear_away(fuse_file)
     _remove(link)
+
+
+def _refuse_mounted(path: str) -> None:
+    """Told at once: to write a mounted device out takes its time, or never ends."""
+    mountpoints = _mountpoints(path)
+    if mountpoints:
+        raise InUse(f"{path} is mounted at {', '.join(mountpoints)}: end that, then repeat")
 
 
 def is_alive(device: Device) -> bool:
@@ -123,8 +141,7 @@ async def _clear_away(fuse_file: Path) -> None:
     """Remove all that exists for the FUSE file, from the top: a lower part may go only when nothing uses it."""
     for path in _loops_of(fuse_file):
         await _drop_loop(path, fuse_file)
-    for pid, _started, _argv in list(_exporters(fuse_file)):
-        await _end_process(pid, fuse_file)
+    await _end_processes(fuse_file)
     while _is_mounted(fuse_file):
         await _run("umount", "--lazy", str(fuse_file), failure=f"{fuse_file} could not be unmounted")
     _remove(fuse_file)
@@ -180,6 +197,11 @@ def _exporters(fuse_file: Path) -> Iterator[tuple[int, float, list[str]]]:
 def _serves(argv: list[str], fuse_file: Path) -> bool:
     """By a live process's command line; a zombie's is empty."""
     return argv[1:3] == ["-m", PROGRAM] and argv[4:5] == [str(fuse_file)]
+
+
+async def _end_processes(fuse_file: Path) -> None:
+    for pid, _started, _argv in list(_exporters(fuse_file)):
+        await _end_process(pid, fuse_file)
 
 
 async def _end_process(pid: int, fuse_file: Path) -> None:
@@ -286,11 +308,11 @@ async def _drop_loop(path: str, fuse_file: Path) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     except OSError as error:
-        raise DeviceError(f"{path} is {_describe_use(path)}: end that, then repeat") from error
+        raise InUse(f"{path} is {use(path) or _UNSEEN_USE}: end that, then repeat") from error
     try:
         holders = _holders(path)
         if holders:
-            raise DeviceError(f"{path} is open in {', '.join(holders)}: end that, then repeat")
+            raise InUse(f"{path} is open in {', '.join(holders)}: end that, then repeat")
         await _run("losetup", "--detach", path, failure=f"{path} could not be detached")
     finally:
         os.close(fd)
@@ -298,16 +320,21 @@ async def _drop_loop(path: str, fuse_file: Path) -> None:
         if backing_file(path) != str(fuse_file):
             return
         await asyncio.sleep(_POLL_S)
-    raise DeviceError(f"{path} was opened meanwhile and goes when it is closed: end that, then repeat")
+    raise InUse(f"{path} was opened meanwhile and goes when it is closed: end that, then repeat")
 
 
-def _describe_use(path: str) -> str:
-    number = _sysfs(path, "dev")
-    mountpoints = [mountpoint for device, mountpoint in mounts() if device == number]
+def use(path: str) -> str | None:
+    """Who uses a device, as far as it can be seen from here: `mounted at ...`."""
+    mountpoints = _mountpoints(path)
     if mountpoints:
         return f"mounted at {', '.join(mountpoints)}"
     holders = _holders(path)
-    return f"in use by {', '.join(holders)}" if holders else "in use (mounted elsewhere, or part of another device)"
+    return f"in use by {', '.join(holders)}" if holders else None
+
+
+def _mountpoints(path: str) -> list[str]:
+    number = _sysfs(path, "dev")
+    return [mountpoint for device, mountpoint in mounts() if device == number]
 
 
 def _holders(path: str) -> list[str]:

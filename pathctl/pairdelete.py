@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pathctl import controlclient, db, errors, faults, pairsteps, pairview, peers, pki, planes, volumes
+from pathctl import controlclient, db, devices, errors, faults, pairsteps, pairview, peers, pki, planes, volumes
 from pathctl.errors import NoAnswer, PathctlError
 from pathctl.node import Node
 
@@ -29,6 +29,7 @@ async def delete(node: Node, row: db.Connection, *, force: bool) -> None:
     """End the pair at both hosts; `row` is the source's."""
     entry = node.db.entry_of(row.volume)
     _refuse_creating(entry, row)
+    await _refuse_damaged(node, row)
     if entry is None:
         _refuse_losing_data(row, await planes.status(node, row.volume), force)
         entry = db.Entry(
@@ -42,7 +43,7 @@ async def delete(node: Node, row: db.Connection, *, force: bool) -> None:
             spec="{}",
         )
     with node.working_on(entry.operation):
-        node.db.open_entry(entry)
+        node.db.open_deleting(entry)
         await run(node, entry)
 
 
@@ -52,6 +53,54 @@ def _refuse_creating(entry: db.Entry | None, row: db.Connection) -> None:
             f"pair {row.pair} is still being created ({entry.note or entry.state}); wait until that has ended, or free "
             f"this host's half with `pathctl pair delete {row.volume} --half`"
         )
+
+
+async def _damage(node: Node, volume: str, *, force: bool = False) -> str | None:
+    """What is lost of the volume, if its process does not run for that; refused where it hangs, unless forced."""
+    if await volumes.is_served(node, volume):
+        await _refuse_hanging(node, volume, force)
+        return None
+    return await volumes.damage(node, node.volume(volume))
+
+
+async def _refuse_hanging(node: Node, volume: str, force: bool) -> None:
+    if force:
+        return
+    try:
+        await planes.status(node, volume)
+    except NoAnswer as error:
+        raise PathctlError(
+            error.code,
+            f"{error.message}; nothing was changed: repeat the command when it answers, or end its process and free "
+            f"this half with `pathctl pair delete {volume} --half --force --yes`",
+        ) from error
+
+
+async def _refuse_damaged(node: Node, row: db.Connection) -> None:
+    """The source has to be asked to end a pair at both hosts."""
+    fault = await _damage(node, row.volume)
+    if fault is None:
+        return
+    here, there = _names(node, row)
+    own, _, _ = here.partition(":")
+    found = await _look(node, row.volume)
+    raise errors.refused(
+        f"{here} cannot be used, because {fault}, so the pair cannot be ended at both hosts at once; nothing was "
+        f"changed: put that back, or type `pathctl pair delete {row.volume} --half --yes` at {own}, then `pathctl pair "
+        f"delete {row.peer_volume} --half --yes` at {row.peer}; {_what_there_is(row, there, found)}"
+    )
+
+
+def _what_there_is(row: db.Connection, there: str, found: controlclient.Status | None) -> str:
+    """How good the other copy is, as far as a volume tells that has lost its own."""
+    look = f"see `pathctl pair show {row.peer_volume}` there"
+    if row.side == "destination":
+        return f"the copy to go on with is {there}; what of it was only here is not known on this host: {look}"
+    if found is None or found.pair != row.pair:
+        return f"how much of it {there} has is not known on this host: {look}"
+    if found.owed:
+        return f"the copy to go on with is {there}, of which {found.owed} of {found.tracks} tracks are out of date"
+    return f"the copy to go on with is {there}, which has all but what may have been written in the last moment"
 
 
 def _refuse_losing_data(row: db.Connection, found: controlclient.Status, force: bool) -> None:
@@ -73,6 +122,7 @@ def _refuse_losing_data(row: db.Connection, found: controlclient.Status, force: 
 async def plan(node: Node, row: db.Connection, *, force: bool) -> dict[str, Any]:
     """What `delete` would do and lose, after all checks; changes nothing."""
     _refuse_creating(node.db.entry_of(row.volume), row)
+    await _refuse_damaged(node, row)
     found = await planes.status(node, row.volume)
     if node.db.entry_of(row.volume) is None:
         _refuse_losing_data(row, found, force)
@@ -100,18 +150,38 @@ def _names(node: Node, row: db.Connection) -> tuple[str, str]:
 def _what_is_lost(node: Node, row: db.Connection, found: controlclient.Status | None) -> list[str]:
     """Data of our volume that only the other side has."""
     here, there = _names(node, row)
-    if found is None or not found.incomplete:
+    if found is None:
+        return [f"what of {here} exists only at {there} is not known and could not be read any more"]
+    if not found.incomplete:
         return []
     if not found.invalid:
         return [f"some tracks of {here} exist only at {there} and could not be brought over any more"]
     size = volumes.both(min(found.invalid * found.track_size, found.size))
     tracks = f"{found.invalid} of {found.tracks} tracks ({size}) of {here}"
-    return [f"{tracks} exist only at {there} and could not be read any more"]
+    used = _use(node, row)
+    return [f"{tracks} exist only at {there} and could not be read any more{f'; {used}' if used else ''}"]
 
 
-def _what_is_left(node: Node, row: db.Connection, found: controlclient.Status | None) -> str:
+def _use(node: Node, row: db.Connection) -> str | None:
+    """What becomes of a block device whose volume is left with holes."""
+    device = node.volume(row.volume).device_path
+    if device is None:
+        return None
+    used = devices.use(device)
+    return f"{device} is attached{f' and {used}' if used else ''}, and reading them from it will be an I/O error"
+
+
+def _what_is_left(node: Node, row: db.Connection, found: controlclient.Status | None, fault: str | None = None) -> str:
     """One sentence: whether the data of the volume that is left here is complete."""
     here, there = _names(node, row)
+    if fault is not None:
+        forget = f"`pathctl volume delete {row.volume} --yes`"
+        if node.volume(row.volume).attached:
+            forget = f"`pathctl detach {row.volume}`, then {forget}"
+        return (
+            f"{here} cannot be used, because {fault}: put that back, or forget the volume with {forget}; "
+            + _what_there_is(row, there, found)
+        )
     if found is None or found.pair not in (None, row.pair):
         return f"whether the data of {here} is complete is not known: see `pathctl volume show {row.volume}`"
     if found.incomplete:
@@ -165,14 +235,15 @@ async def _stop(node: Node, entry: db.Entry) -> None:
         await planes.command(node, entry.volume, "stop", operation=entry.operation, pair=entry.pair)
 
 
-async def plan_half(node: Node, pair: str, volume: str) -> dict[str, Any]:
+async def plan_half(node: Node, pair: str, volume: str, *, force: bool) -> dict[str, Any]:
     """What `delete_half` would do and lose; changes nothing and asks nobody else."""
     row = node.db.connection(pair)
     steps = [f"free {node.host().name}:{volume} from pair {pair}, for ever, without asking the other host"]
     if row is None:
         return {"plan": {"steps": steps, "loses": []}}
-    found = (await planes.look(node, volume)).status
-    steps.append(_what_is_left(node, row, found))
+    fault = await _damage(node, volume, force=force)
+    found = await _look(node, volume)
+    steps.append(_what_is_left(node, row, found, fault))
     return {"plan": {"steps": steps, "loses": _what_is_lost(node, row, found)}}
 
 
@@ -218,6 +289,7 @@ async def find_unknown(node: Node, volume: str) -> pairview.Half | None:
 
 async def _free(node: Node, pair: str, volume: str, operation: str, force: bool) -> str:
     row = node.db.connection(pair)
+    fault = await _damage(node, volume, force=force) if row is not None else None
     if row is not None and row.side == "source" and not force:
         await _stop_half(node, row, operation)
     found = await _look(node, volume)
@@ -226,7 +298,7 @@ async def _free(node: Node, pair: str, volume: str, operation: str, force: bool)
     await pairsteps.end_here(node, pair, volume, operation, force=force)
     pki.remove_psk(node.cfg, pair)
     await release_unknown(node, volume)
-    return _what_is_left(node, row, found) if row is not None else f"nothing of pair {pair} is left on this host"
+    return _what_is_left(node, row, found, fault) if row is not None else f"nothing of pair {pair} is left on this host"
 
 
 async def release_unknown(node: Node, volume: str) -> str | None:
@@ -250,6 +322,7 @@ async def release_unknown(node: Node, volume: str) -> str | None:
 async def _stop_half(node: Node, row: db.Connection, operation: str) -> None:
     """Stop durably, if the pair ever came so far as to be recorded in the volume."""
     async with node.locks[row.volume]:
-        await planes.settle(node, row.volume)
+        if not await planes.can_run(node, row.volume):
+            return  # nothing is served, and what may start it is dropped next
         if (await planes.status(node, row.volume)).pair == row.pair:
             await planes.command(node, row.volume, "stop", operation=operation, pair=row.pair)

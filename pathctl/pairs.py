@@ -198,7 +198,7 @@ def _as_deleted(shown: dict[str, Any]) -> dict[str, Any]:
 async def _delete_half(node: Node, half: Half, body: pairdelete.Delete) -> dict[str, Any]:
     """Asks nobody else, not even what the pair's state is."""
     if body.dry_run:
-        return await pairdelete.plan_half(node, half.pair, half.volume)
+        return await pairdelete.plan_half(node, half.pair, half.volume, force=body.force)
     (shown,) = pairview.as_json([node.samples.get(half.pair) or await pairview.look(node, half)])
     left = await pairdelete.delete_half(node, half.pair, half.volume, force=body.force)
     return {"pair": _as_deleted(shown) | {"reason": left}}

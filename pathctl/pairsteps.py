@@ -317,7 +317,7 @@ async def drop(node: Node, operation: str, pair: str, volume: str, *, cut: bool)
             undone.append(label(node, row.side, "connection", volume))
         pki.remove_psk(node.cfg, pair)
         if volume_row is not None and not is_ours:
-            await planes.settle(node, volume)
+            await planes.can_run(node, volume)
         if is_ours:
             await node.supervisor.stop(volume, drain=False)
             volumes.remove(node, volume)
@@ -326,11 +326,31 @@ async def drop(node: Node, operation: str, pair: str, volume: str, *, cut: bool)
 
 
 async def disconnect(node: Node, row: db.Connection, operation: str, *, cut: bool) -> None:
-    """Drop the pair from the volume's metadata.  The caller holds the volume's lock."""
-    await planes.settle(node, row.volume)
+    """Drop the pair from the volume's metadata.  The caller holds the volume's lock.
+
+    Where its process does not start, because its backing or its metadata is lost, it is not needed for that.
+    """
+    if not await planes.can_run(node, row.volume):
+        await _release(node, row)
+        return
     if cut:
         await node.supervisor.restart(row.volume)
     await planes.command(node, row.volume, "disconnect", operation=operation, pair=row.pair)
+
+
+async def _release(node: Node, row: db.Connection) -> None:
+    """Drop the pair from the volume's metadata, as far as there is any, after its process was killed."""
+    await node.supervisor.stop(row.volume, drain=False)
+    if await planes.is_readable(node, row.volume):
+        await planes.run_format("release", "--meta", str(node.cfg.meta(row.volume)), "--pair", row.pair)
+
+
+async def _answers(node: Node, volume: str) -> bool:
+    try:
+        await planes.status(node, volume)
+    except errors.NoAnswer:
+        return False
+    return True
 
 
 async def end_here(node: Node, pair: str, volume: str, operation: str, *, force: bool = False) -> None:
@@ -340,14 +360,17 @@ async def end_here(node: Node, pair: str, volume: str, operation: str, *, force:
         if row is not None:
             node.db.set_connection_state(pair, "deleting")
             try:
-                await disconnect(node, row, operation, cut=False)
+                if force and not await _answers(node, volume):
+                    await _release(node, row)
+                else:
+                    await disconnect(node, row, operation, cut=False)
             except errors.PathctlError:
                 if not force:
                     raise
         node.db.end_pair(pair)
         pki.remove_psk(node.cfg, pair)
         if row is not None:
-            await planes.settle(node, row.volume)
+            await planes.can_run(node, row.volume)  # it was ended whether or not an attached volume's process runs
 
 
 async def ask(node: Node, operation: str, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ while: its pidfd says at once that it has ended.
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 from pathlib import Path
@@ -34,6 +35,9 @@ class Process:
         if self._handle >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self._handle], [], [], 0)[0])
 
     async def ended(self) -> None:
         """Wait until the process has ended, and reap it if it is our child."""

@@ -103,7 +103,7 @@ class Keeper:
         )
 
     def _tell_own(self, kind: str, what: str) -> None:
-        self._tell(kind, self.plane.volume, f"nbdkit of volume {self.plane.volume} {what}")
+        self._tell(kind, self.plane.volume, f"the nbdkit of volume {self.plane.volume} {what}")
 
     async def _bring(self) -> None:
         """Until cancelled, which the process's end does: tell it what its rows want, again until that succeeds."""
@@ -158,12 +158,12 @@ class Keeper:
                     look = min(look * 1.5, LONGEST_LOOK_S)
                     if over.done():
                         raise errors.internal(
-                            f"nbdkit of volume {self.plane.volume} ended at its start: "
+                            f"the nbdkit of volume {self.plane.volume} ended at its start: "
                             f"{process.last_line(Path(self.plane.log)) or 'it said nothing'}"
                         )
         except TimeoutError as error:
             raise errors.internal(
-                f"nbdkit of volume {self.plane.volume} did not answer within {self._cfg.timeouts.start_s:g} s "
+                f"the nbdkit of volume {self.plane.volume} did not answer within {self._cfg.timeouts.start_s:g} s "
                 f"and was killed; see {self.plane.log}"
             ) from error
         finally:
@@ -185,11 +185,15 @@ class Keeper:
         """Wait until the process answers; raises what the start failed with."""
         try:
             async with asyncio.timeout(self._cfg.timeouts.start_s + KILL_LIMIT_S), self._changed:
-                await self._changed.wait_for(lambda: self.is_ready or self.failure is not None)
+                await self._changed.wait_for(lambda: self._is_well() or self.failure is not None)
         except TimeoutError as error:
-            raise errors.internal(f"nbdkit of volume {self.plane.volume} did not start in time") from error
+            raise errors.internal(f"the nbdkit of volume {self.plane.volume} did not start in time") from error
         if not self.is_ready:
             raise errors.PathctlError(self._failure_code, self.failure or "")
+
+    def _is_well(self) -> bool:
+        """Ready, and not ended since, which `run` has still to be told."""
+        return self.is_ready and self._process is not None and not self._process.has_ended()
 
     async def stop(self, *, drain: bool) -> None:
         """End the process and close the socket.  Call it after `run` has been cancelled."""

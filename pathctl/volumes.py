@@ -243,6 +243,26 @@ def incompleteness(row: db.Volume, found: controlclient.Status) -> str:
     return f"some tracks of volume {row.name} were only on another host"
 
 
+async def is_served(node: Node, name: str) -> bool:
+    """Whether the volume's process runs, or is only being started anew."""
+    keeper = node.supervisor.get(name)
+    if keeper is None:
+        return False
+    try:
+        await keeper.running()
+    except errors.PathctlError:
+        return False
+    return True
+
+
+async def damage(node: Node, row: db.Volume) -> str | None:
+    """What is lost of a volume whose process does not run, if anything: `its backing ...`, `its track table ...`."""
+    found = await asyncio.to_thread(backings.fault, row.backing, row.size)
+    if found is None and not await planes.is_readable(node, row.name):
+        found = f"its track table {node.cfg.meta(row.name)} is missing or damaged"
+    return found
+
+
 async def look_unpaired(node: Node, name: str) -> controlclient.Status:
     """What the metadata of a volume without a connection says; refused where it is in a pair all the same."""
     found = await planes.look(node, name)
@@ -346,6 +366,8 @@ async def ensure_device(node: Node, row: db.Volume) -> str:
             node.cfg.device_link(name),
             node.cfg.device_log(name),
         )
+    except devices.InUse as error:
+        raise errors.refused(f"volume {name} cannot be made a block device anew: {error}") from error
     except devices.DeviceError as error:
         raise errors.internal(f"volume {name} cannot be made a block device: {error}") from error
     node.db.set_device(name, (made.path, made.pid, made.pid_started))
@@ -363,7 +385,7 @@ async def detach(node: Node, body: Attach) -> dict[str, Any]:
         row = node.volume(body.volume)
         await remove_device(node, row)
         node.db.set_detached(row.name)
-        await planes.settle(node, row.name)
+        await planes.can_run(node, row.name)  # a damaged one is detached too
     return {"volume": await show_one(node, body.volume)}
 
 
@@ -372,10 +394,13 @@ async def remove_device(node: Node, row: db.Volume) -> None:
 
     The row goes on saying whether one is wanted.
     """
+    fault = None if await is_served(node, row.name) else await damage(node, row)
     try:
-        await devices.detach(node.cfg.fuse_file(row.name), node.cfg.device_link(row.name))
+        fuse_file, link = node.cfg.fuse_file(row.name), node.cfg.device_link(row.name)
+        await devices.detach(fuse_file, link, is_served=fault is None)
     except devices.DeviceError as error:
-        raise errors.refused(f"volume {row.name} stays attached: {error}") from error
+        hint = f"; what waits for it, because {fault}, fails after `kill {row.device_pid}`" if fault else ""
+        raise errors.refused(f"volume {row.name} stays attached: {error}{hint}") from error
     node.db.set_device(row.name, None)
 
 
