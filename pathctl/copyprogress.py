@@ -1,7 +1,9 @@
 """copyprogress - how far a pair's background copy is.  Pure: readings of the source's data plane in, Progress out.
 
 A copy begins when there is something left and the path is there to bring it over; it ends when nothing is left.  A
-loss of the path, a suspend or a restart in between does not end it.  Counters of the data plane begin anew with its
+loss of the path, a suspend or a restart in between does not end it: its percent then stands still until what was lost
+is made good.  Only when it has come to nothing, because as much is left as it began with or more, does a new copy
+begin when the path is there again.  Counters of the data plane begin anew with its
 process; pathctld itself may restart and goes on with what it had kept (`dump`, `load`).
 
     left(now) = left(before) + marked - done        marked: became invalid or owed; done: brought over, or overwritten
@@ -162,6 +164,9 @@ def _advance(state: State, now: Reading, name: Callable[[], str]) -> None:
     state.added += change.marked
     state.done += change.done
     state.bytes += change.moved_bytes
+    is_back = now.is_up and (now.pid, True) != (before.pid, before.is_up)
+    if is_back and state.done and state.last.left >= state.start:
+        _begin(state, name(), 0, 0)
     if (now.pid, now.is_up) != (before.pid, before.is_up) or _is_other_limit(before.limit_bytes_s, now.limit_bytes_s):
         state.window = []
 

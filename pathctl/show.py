@@ -16,6 +16,7 @@ Row = Sequence[str]
 Found = dict[str, Any]
 
 DONE_STATE = "Synchronized"
+APART = ("Suspended", "Partitioned", "Refused")
 KIND = 20  # columns of the longest kind of event: a test holds it to schema.KINDS
 COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
 COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
@@ -233,11 +234,17 @@ def left(found: Found) -> int | None:
 
 
 def percent(found: Found) -> float | None:
-    """Of the copy under way, 0 to 99.9; 100 of a Synchronized pair only; None where nothing is known of one."""
-    if found["state"] == DONE_STATE:
+    """Of the copy under way, 0 to 99.9, which ends at 100 when the destination has confirmed it.
+
+    While the path is away none is under way: then 100 where nothing is left (what the destination had not made
+    durable would be owed again), else None: what there will be to copy is `left`, of a copy that is still to come.
+    """
+    if found["state"] == DONE_STATE or (found["state"] in APART and left(found) == 0):
         return 100.0
     progress = found.get("progress")
-    return None if not progress else max(0.0, min(99.9, _finite(progress["percent"])))
+    if found["state"] != "SyncInProg" or not progress:
+        return None
+    return max(0.0, min(99.9, _finite(progress["percent"])))
 
 
 def _finite(value: float) -> float:
@@ -245,9 +252,9 @@ def _finite(value: float) -> float:
 
 
 def done(found: Found) -> str:
-    """100 % is said of a Synchronized pair only: without a track left, the destination may not have confirmed it."""
+    """As `percent`; `-` where that is not known or there is no copy."""
     value = percent(found)
-    return "-" if value is None else units.format_percent(value, found["state"] == DONE_STATE)
+    return "-" if value is None else units.format_percent(value, value == 100)
 
 
 def rate(found: Found) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -56,8 +57,9 @@ class Plane:
         )
 
 
-def make_tracker() -> Tracker:
-    numbers = itertools.count(1)
+def make_tracker(numbers: Iterator[int] | None = None) -> Tracker:
+    """`numbers`: of an earlier one, whose copies have names already."""
+    numbers = numbers or itertools.count(1)
     return Tracker(lambda: f"copy{next(numbers)}")
 
 
@@ -81,7 +83,8 @@ def check(found: shapes.Progress, plane: Plane, before: shapes.Progress | None) 
 @given(st.integers(0, 1 << 32), st.booleans())
 def test_whatever_happens_progress_does_not_lie(seed: int, counts_marks: bool) -> None:
     rng = random.Random(seed)
-    plane, tracker, before = Plane(rng.choice((1, 7, 1000))), make_tracker(), None
+    numbers = itertools.count(1)
+    plane, tracker, before = Plane(rng.choice((1, 7, 1000))), make_tracker(numbers), None
     for _ in range(80):
         plane.at += rng.choice((0.0, 0.1, 1.0, 1.0, 40.0))
         for _ in range(rng.randrange(3)):
@@ -100,7 +103,7 @@ def test_whatever_happens_progress_does_not_lie(seed: int, counts_marks: bool) -
                     plane.limit = rng.choice((None, 0, 1 << 20, 1_100_000))
         if rng.random() < 0.1:  # pathctld restarts, and perhaps what it has kept is an old look's
             kept = tracker.dump()
-            tracker = make_tracker()
+            tracker = make_tracker(numbers)
             assert tracker.load(kept, plane.at)
         found = tracker.read("p", plane.read(counts_marks=counts_marks))
         if found is not None:
@@ -193,6 +196,23 @@ def test_a_lost_path_does_not_end_the_copy_and_what_it_costs_is_added() -> None:
     found = tracker.read("p", plane.read())
     assert (found.copy, found.done_tracks, found.added_tracks, found.left_tracks) == ("copy1", 60, 20, 60)
     assert (found.percent, found.rate_bytes_s, found.eta_s) == (60.0, None, None)
+
+
+def test_a_copy_that_has_come_to_nothing_while_the_path_was_away_is_followed_by_a_new_one() -> None:
+    plane, tracker = Plane(left=100), make_tracker()
+    plane.is_up = True
+    tracker.read("p", plane.read())
+    plane.move(60)
+    plane.at += 1
+    assert tracker.read("p", plane.read()).percent == 60
+    plane.is_up = False
+    plane.mark(60)
+    plane.at += 1
+    assert tracker.read("p", plane.read()).copy == "copy1", "nothing is copied now"
+    plane.is_up = True
+    plane.at += 1
+    found = tracker.read("p", plane.read())
+    assert (found.copy, found.start_tracks, found.done_tracks, found.percent) == ("copy2", 100, 0, 0.0)
 
 
 def test_both_the_plane_and_pathctld_may_start_anew_within_a_copy() -> None:
