@@ -1,5 +1,6 @@
 """clihost - the commands about this host as a whole: host, peer, connection, config, backup, restore, metrics."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from pathctl import clicommon, errors, show, signals
 
 DEFAULT_PORT = 7630  # config.DEFAULT_PORT, which takes too long to import; a test holds them together
 
-address_option = click.option(
-    "--address", required=True, metavar="ADDRESS[:PORT]", help="Where the other hosts reach it.  [default port: 7630]"
-)
+
+def address_option(help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option("--address", required=True, metavar="ADDRESS[:PORT]", help=help_text)
 
 
 @click.group(cls=clicommon.Group, example="pathctl host show")
@@ -21,7 +22,7 @@ def host() -> None:
 
 @host.command("init", example="pathctl host init --name alpha --address 192.0.2.1")
 @click.option("--name", required=True, help="What the other hosts call it: a-z, 0-9, '.', '_' and '-'.")
-@address_option
+@address_option("Where the other hosts reach it.  [default port: 7630]")
 @clicommon.json_option
 def host_init(name: str, address: str) -> None:
     """Give this host its name, address, key and certificate.
@@ -40,10 +41,10 @@ def host_show() -> None:
 
 
 @host.command("set", example="pathctl host set --address 192.0.2.17")
-@address_option
+@address_option("Where the other hosts reach it.  [default port: as before]")
 @clicommon.json_option
 def host_set(address: str) -> None:
-    """Move this host to another address; the port stays as it is unless one is given.
+    """Move this host to another address.
 
     Listens there at once and tells the peers.  A peer that is not reached now has to be told with
     `pathctl peer set` over there.
@@ -84,7 +85,7 @@ def peer_list() -> None:
 
 @peer.command("set", example="pathctl peer set beta --address 192.0.2.18")
 @click.argument("name", metavar="PEER", type=clicommon.Name("peer"))
-@address_option
+@address_option("Where it is reached.  [default port: as before]")
 @click.option("--force", is_flag=True, help="Note the address although nobody answers there yet.")
 @clicommon.json_option
 def peer_set(name: str, address: str, force: bool) -> None:
@@ -175,7 +176,7 @@ def backup(file: str) -> None:
 def restore(file: str, yes: bool, dry_run: bool) -> None:
     """Put this host's configuration back as it is in FILE.
 
-    pathctld must not run meanwhile: stop it with `pathctld --stop-all`.
+    Neither pathctld nor a volume's process may run meanwhile: end them with `pathctld --stop-all`.
     """
 
     def do(dry_run: bool) -> dict[str, Any]:

@@ -39,8 +39,8 @@ pathctld takes them over.  An init system must therefore end nothing but this on
 A restart is also what reads the settings anew.
 
 To stop pathctld alone without an init system: kill $(cat /run/pathctl/pathctld.pid).  To end everything on this host,
-pathctld, devices and the volumes' processes: pathctld --stop-all, after unmounting what is mounted.  Configuration
-and data stay, and the next pathctld brings all of it up again.
+devices and the volumes' processes too: unmount what is mounted, stop pathctld if the init system would start it again,
+then pathctld --stop-all.  Configuration and data stay, and the next pathctld brings all of it up again.
 """
 DAEMON_SIGNALS = [
     ("SIGTERM, SIGINT", "end pathctld only; volumes, devices and paths go on"),

@@ -80,10 +80,13 @@ def test_dots_stand_for_any_lines_or_the_rest_of_one() -> None:
     assert not tour.fits(["first", "..."], ["other", "a"])
 
 
-def test_every_command_is_in_the_readme_with_what_its_help_says() -> None:
+def test_the_readmes_commands_are_those_of_the_help_in_its_order_and_words() -> None:
     text = (lablib.REPO / "README.md").read_text()
+    commands = text[text.index("\n## Commands\n") : text.index("\n## Settings")]
     context = click.Context(cli.cli, info_name="pathctl")
-    names = [name for task in cli.TASKS.values() for name in task]
-    for name in names:
-        said = cli.find(cli.cli, context, name).get_short_help_str(200)
-        assert re.search(rf"^\| `{name}[ `][^|]*\| {re.escape(said)} \|$", text, re.MULTILINE), name
+    wanted = []
+    for task, names in cli.TASKS.items():
+        wanted.append(task)
+        wanted += [f"{name}: {cli.find(cli.cli, context, name).get_short_help_str(200)}" for name in names]
+    rows = re.findall(r"^\*(.+)\*$|^\| `([a-z ]+?)(?: [\[A-Z][^`]*)?` \| (.+) \|$", commands, re.MULTILINE)
+    assert [task or f"{name}: {said}" for task, name, said in rows] == wanted
