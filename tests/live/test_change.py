@@ -430,7 +430,7 @@ def test_a_name_that_is_not_known_is_answered_with_a_near_one_or_the_list(hosts)
         ("volume.delete", {"name": "xyz"}, "there is no volume xyz on this host; see `pathctl volume list`"),
         ("attach", {"volume": "\x1b[31mhome"}, r"there is no volume '\x1b[31mhome' on this host"),
         ("volume.accept", {"name": "v" * 300}, f"there is no volume '{'v' * 80}...' on this host"),
-        ("pair.show", {"pair": "home"}, "volume home is in no pair; see `pathctl pair list`"),
+        ("pair.show", {"pair": "home"}, "volume home is in no pair; look with `pathctl volume show home`"),
         ("pair.delete", {"pair": "home", "half": True}, "volume home is in no pair"),
         ("pair.delete", {"pair": "nothing"}, "no pair here is called nothing"),
         ("peer.set", {"name": "beat", "address": "127.0.0.1"}, "no host called beat is enrolled; did you mean beta"),
