@@ -264,3 +264,30 @@ def test_a_command_that_is_not_installed_is_named(served: Served, monkeypatch: p
         served.attach()
     monkeypatch.undo()
     assert served.litter() == []
+
+
+def test_a_dead_device_that_is_mounted_says_where_and_goes_after_the_umount(served: Served) -> None:
+    dead = served.attach()
+    subprocess.run(["mkfs.ext4", "-q", dead.path], check=True)
+    place = served.folder / "mnt"
+    place.mkdir()
+    subprocess.run(["mount", dead.path, place], check=True)
+    try:
+        (place / "file").write_text("in the cache only")
+        os.kill(dead.pid, signal.SIGKILL)
+        wait_until_ended(dead.pid)
+        for verb in (served.detach, served.attach):
+            with pytest.raises(devices.InUse, match=f"{dead.path} is mounted at {place}"):
+                verb()
+    finally:
+        subprocess.run(["umount", place], check=True)
+    served.detach()
+    assert served.litter() == []
+
+
+def test_a_device_whose_server_has_gone_for_good_is_removed_without_writing_it_out(served: Served) -> None:
+    device = served.attach()
+    served.kill()
+    asyncio.run(devices.detach(served.fuse, served.link, is_served=False))
+    assert served.litter() == []
+    assert not devices.is_alive(device)
