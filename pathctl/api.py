@@ -56,12 +56,19 @@ HTTP_STATUS = {
     ErrorCode.INTERNAL: 500,
 }
 
+PEERS_S = 0.1  # of a status, for peers to answer in
+
 Answer = Awaitable[dict[str, Any]]
 UserHandler = Callable[[Node, Any], Answer]
 PeerHandler = Callable[[Node, str, Any], Answer]
 
 
 async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
+    """Peers as they are now, if they answer, or refuse to, at once; else as they were when they were last heard."""
+    known = [] if node.stopping.is_set() else node.db.peers()
+    asked = [node.tasks.create_task(peers.ping(node, peer.name)) for peer in known]
+    if asked:
+        await asyncio.wait(asked, timeout=PEERS_S)  # the others go on
     found_volumes, found_pairs = await asyncio.gather(volumes.show_all(node), pairs.show_all(node))
     host = {"host": peers.host_json(node), "problems": problems.find(node)}
     return host | peers.list_known(node) | {"volumes": found_volumes, "pairs": found_pairs}

@@ -39,6 +39,11 @@ def _problems(answer: Found) -> list[str]:
             found.append(_fitted(f"pair {name} is {pair['state']}", pair["reason"], f"look with `pathctl why {name}`"))
         elif show.to_go(pair) == "not converging":
             found.append(f"pair {name} is not converging; look with `pathctl why {name}`")
+        elif show.to_go(pair) == "paused" and show.left(pair):
+            what = (
+                "with data that is only at the destination" if pair["invalid"] else "and its destination is out of date"
+            )
+            found.append(f"the copy of pair {name} is paused, {what}; look with `pathctl why {name}`")
     found += [
         _fitted(
             f"volume {volume['name']}", show.volume_note(volume), f"look with `pathctl volume show {volume['name']}`"
@@ -78,7 +83,7 @@ def _volumes(found: list[Found]) -> None:
             volume["side"] or "-",
             show.short(volume["pair"]),
             volume["device"] or "-",
-            str(volume["clients"]),
+            show.number(volume["clients"]),
         )
         for volume in found
     ]

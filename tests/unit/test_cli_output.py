@@ -51,6 +51,17 @@ def test_a_piped_table_is_aligned_plain_text(api: Api, capsys: pytest.CaptureFix
     ]
 
 
+@pytest.mark.parametrize("line", ["volume list", "volume show v", "status"])
+def test_what_is_not_known_of_a_volume_is_a_dash(api: Api, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    unknown = VOLUME | dict.fromkeys(("pid", "clients", "invalid", "incomplete", "device"))
+    for pid in (None, 17):
+        api.answers["volume.list"] = {"volumes": [unknown | {"pid": pid}]}
+        api.answers["volume.show"] = {"volume": unknown | {"pid": pid}}
+        api.answers["status"] = {"host": HOST, "problems": [], "peers": [], "volumes": [unknown], "pairs": [UNHEARD]}
+        assert api.run(*line.split()) == errors.ExitCode.OK
+        assert "None" not in capsys.readouterr().out
+
+
 def test_what_is_piped_is_never_wrapped(api: Api) -> None:
     long = {"name": "n" * 63, "backing": "/" + "b" * 300, "failed": "f" * 300}
     api.answers["volume.list"] = {"volumes": [VOLUME | long]}
@@ -165,6 +176,11 @@ def test_status_tells_first_what_is_not_well_and_what_to_type(api: Api, capsys: 
     ]
     endless = PAIR | {"progress": fakeapi.PROGRESS | {"converging": False}}
     broken = VOLUME | {"failed": "its nbdkit has ended"}
+    paused = PAIR | {"copy_rate_bytes_s": 0}
+    api.answers["status"] = TROUBLED | {"pairs": [paused], "peers": []}
+    api.run("status")
+    told = "! the copy of pair v is paused, with data that is only at the destination; look with `pathctl why v`"
+    assert capsys.readouterr().out.splitlines()[1] == told
     api.answers["status"] = TROUBLED | {"pairs": [endless], "volumes": [broken], "peers": []}
     api.run("status")
     assert capsys.readouterr().out.splitlines()[1:3] == [
