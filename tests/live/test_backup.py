@@ -109,6 +109,8 @@ def test_a_backup_is_for_root_only_complete_and_never_over_a_file_that_is_there(
         with pytest.raises(PathctlError) as caught:
             make(alpha, target)
         assert caught.value.code == code
+    failures = [e["message"] for e in alpha.call("events.list")["events"] if e["kind"] == "command.failed"]
+    assert [message.partition(" failed: ")[0] for message in failures] == ["`pathctl backup`"] * 4
     assert (path.read_bytes(), list(tmp_path.glob(".*"))) == (before, [])
 
 
