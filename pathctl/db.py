@@ -219,6 +219,11 @@ class Database:
         )
         return found[::-1]
 
+    def last_event(self, kind: str, volume: str) -> shapes.Event | None:
+        """The newest one of that kind about that volume, as far as events are kept."""
+        query = "SELECT * FROM events WHERE kind = ? AND volume = ? ORDER BY id DESC LIMIT 1"
+        return self._one(shapes.Event, query, kind, volume)
+
     def _newest_event(self) -> int:
         with self._told():
             (found,) = self._sql.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()

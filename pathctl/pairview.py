@@ -113,6 +113,9 @@ def find(node: Node, name: str) -> Half:
     outcome = node.db.outcome(uuid)
     if outcome is not None:
         raise errors.not_found(f"pair {name} has ended here ({outcome})")
+    gone = node.db.last_event("connection.deleted", name)
+    if gone is not None:
+        raise errors.not_found(f"volume {name} is in no pair any more: pair {gone.pair} has been deleted")
     if node.db.volume(name) is not None:
         raise errors.not_found(f"volume {name} is in no pair; look with `pathctl volume show {name}`")
     near = errors.see(name, (half.volume for half in known), "pathctl pair list")

@@ -57,7 +57,7 @@ class Volume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attached: bool  # wanted as a block device
     device: str | None
     pid: int | None  # of its nbdkit; null: it needs none
-    clients: int
+    clients: int | None
     invalid: int | None
     incomplete: bool | None  # some of its data is, or was when its pair ended, only on another host
     failed: str | None

@@ -107,7 +107,7 @@ def _volume_row(volume: Found) -> Row:
         volume["side"] or "-",
         short(volume["pair"]),
         volume["device"] or "-",
-        str(volume["clients"]),
+        number(volume["clients"]),
         number(volume["invalid"]),
         volume_note(volume) or "-",
     )
@@ -115,6 +115,20 @@ def _volume_row(volume: Found) -> Row:
 
 def volume_note(volume: Found) -> str:
     return volume["failed"] or ("incomplete" if volume["incomplete"] else "")
+
+
+def _incompleteness(volume: Found) -> str:
+    """All about a volume that lacks data, and what to do."""
+    if not volume["incomplete"]:
+        return ""
+    if volume["pair"]:
+        return "incomplete until its pair is Synchronized"
+    tracks = -(-volume["size"] // volume["track_size"])
+    lacking = f"{volume['invalid']} of {tracks} tracks" if volume["invalid"] else "some tracks"
+    return (
+        f"incomplete: {lacking} were only on another host; make it complete as the side of a new pair that is marked "
+        f"invalid, or take it as it is with `pathctl volume accept {volume['name']}`"
+    )
 
 
 def volume(found: Found) -> None:
@@ -130,7 +144,7 @@ def volume(found: Found) -> None:
             ("device", found["device"] or ("attached" if found["attached"] else "not attached")),
             ("process", f"{found['pid']}, {counted(found['clients'], 'client')}" if found["pid"] else "none"),
             ("invalid", counted(found["invalid"], "track")),
-            ("note", volume_note(found)),
+            ("note", found["failed"] or _incompleteness(found)),
         ]
     )
 

@@ -4,6 +4,7 @@ Binary throughout: K is 1024.  A rate is bytes per second; 0 pauses, `none` is n
 """
 
 import re
+import time
 from fractions import Fraction
 
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50, "E": 1 << 60}
@@ -67,6 +68,11 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def format_time(at: float) -> str:
+    """Seconds since the epoch: `2026-11-22 16:40:00 UTC`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def format_percent(percent: float, is_done: bool) -> str:

@@ -47,6 +47,10 @@ async def create(node: Node, body: Create) -> dict[str, Any]:
     config.check_name(body.name, "volume")
     track_size = config.check_track_size(config.DEFAULT_TRACK_SIZE if body.track_size is None else body.track_size)
     size = None if body.size is None else config.check_size(body.size)
+    if _is_same(node, body, track_size):
+        if body.dry_run:
+            return _plan([f"nothing: volume {body.name} is there already"], [])
+        return {"volume": await show_one(node, body.name)}
     if body.backing is not None:
         size = await asyncio.to_thread(backings.check, body.backing, size, node.cfg.folders)
     if size is None:
@@ -58,6 +62,15 @@ async def create(node: Node, body: Create) -> dict[str, Any]:
             return _plan(_steps_of_making(node, row), [])
         await make(node, body.name, config.check_size(size), track_size, backing=body.backing)
     return {"volume": await show_one(node, body.name)}
+
+
+def _is_same(node: Node, body: Create, track_size: int) -> bool:
+    """Whether it is there already, just as it is asked for."""
+    row = node.db.volume(body.name)
+    if row is None or row.state != "ready" or row.operation is not None or row.track_size != track_size:
+        return False
+    is_there = row.managed if body.backing is None else not row.managed and backings.real(body.backing) == row.backing
+    return is_there and body.size in (row.size, None)
 
 
 def _plan(steps: list[str], loses: list[str]) -> dict[str, Any]:
@@ -190,6 +203,7 @@ def _make_image(path: Path, size: int) -> None:
 
 async def delete(node: Node, body: Change) -> dict[str, Any]:
     async with node.locks[body.name]:
+        _tell_deleted(node, body.name)
         row = node.volume(body.name)
         _refuse_in_use(node, row)
         if body.dry_run:
@@ -197,6 +211,14 @@ async def delete(node: Node, body: Change) -> dict[str, Any]:
         shown = await show_one(node, row.name)
         remove(node, row.name)
     return {"volume": shown}
+
+
+def _tell_deleted(node: Node, name: str) -> None:
+    """A command that is repeated: not found, but known."""
+    event = None if node.db.volume(name) is not None else node.db.last_event("volume.deleted", name)
+    if event is not None:
+        at = units.format_time(event.at)
+        raise errors.not_found(f"there is no volume {name} on this host any more: it has been deleted ({at})")
 
 
 def _what_goes(node: Node, row: db.Volume) -> tuple[list[str], list[str]]:
@@ -423,6 +445,12 @@ async def show_one(node: Node, name: str) -> dict[str, Any]:
     return await _shown(node, node.volume(name))
 
 
+def _failure(found: planes.Look) -> str | None:
+    if found.hung is None:
+        return found.failed
+    return f"{found.failed}; if it stays so: `kill -9 {found.hung}`, and pathctld starts it again at once"
+
+
 def device_failure(row: db.Volume) -> str | None:
     known = device(row)
     if known is None or devices.is_alive(known):
@@ -435,6 +463,11 @@ def _strange_pair(node: Node, row: db.Volume, found: controlclient.Status | None
     if found is None or found.pair is None or node.db.connection_of(row.name) or node.db.entry_of(row.name):
         return None
     return unknown_pair(row.name, found)
+
+
+def _invalid(facts: controlclient.Status | None) -> int | None:
+    """Tracks; an incomplete destination knows only that there are some: which, its source keeps."""
+    return None if facts is None or (facts.incomplete and not facts.invalid) else facts.invalid
 
 
 async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
@@ -455,9 +488,9 @@ async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
         "attached": row.attached,
         "device": row.device_path,
         "pid": keeper.pid if keeper else None,
-        "clients": facts.clients if facts else 0,
-        "invalid": facts.invalid if facts else None,
+        "clients": facts.clients if facts else None,
+        "invalid": _invalid(facts),
         "incomplete": facts.incomplete if facts else None,
-        "failed": found.failed or device_failure(row) or _strange_pair(node, row, facts),
+        "failed": _failure(found) or device_failure(row) or _strange_pair(node, row, facts),
         "counters": facts.counters if facts else {},
     }

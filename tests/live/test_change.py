@@ -300,6 +300,9 @@ def test_an_incomplete_volume_is_no_good_side_and_becomes_complete_as_the_invali
     create(alpha, invalidate="source", copy_rate_bytes_s=0)
     alpha.call("pair.delete", pair="va", force=True)
     assert alpha.volume("va")["incomplete"]
+    command = [BIN / "pathctl", "--root", alpha.root, "volume", "show", "va"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert f"incomplete: {TRACKS} of {TRACKS} tracks were only on another host; make it complete" in shown
     for dry_run in (True, False):
         with pytest.raises(PathctlError, match="pathctl volume accept va") as caught:
             create(alpha, dry_run=dry_run)
@@ -474,3 +477,46 @@ def test_ending_all_says_who_still_uses_a_device(hosts):
     assert (found.returncode, f"{device} is open in" in found.stderr) == (ExitCode.REFUSED, True), found.stderr
     alpha.start()
     assert alpha.volume("va")["device"] == device
+
+
+def test_a_volume_that_is_there_as_asked_for_is_answered_and_a_different_one_refused(hosts, tmp_path):
+    alpha, _ = hosts
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(SIZE))
+    for fields in ({"name": "va", "size": SIZE}, {"name": "vd", "backing": str(disk)}):
+        first = alpha.call("volume.create", **fields)["volume"]
+        plan = alpha.call("volume.create", **fields, dry_run=True)["plan"]
+        assert plan == {"steps": [f"nothing: volume {fields['name']} is there already"], "loses": []}
+        assert alpha.call("volume.create", **fields)["volume"]["uuid"] == first["uuid"]
+        for other in ({"size": SIZE // 2}, {"track_size": 4096}):
+            message = refused(alpha, "volume.create", **{**fields, **other}).message
+            assert f"there is a volume {fields['name']} already" in message
+    assert "there is a volume" in refused(alpha, "volume.create", name="vd", size=SIZE).message
+
+
+def test_what_has_been_deleted_is_said_to_have_been(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    pair = create(alpha)["pair"]["pair"]
+    alpha.call("pair.delete", pair="va", force=True)
+    for host, name in ((alpha, "va"), (beta, "vb")):
+        error = refused(host, "pair.delete", pair=name)
+        assert error.code == ErrorCode.NOT_FOUND
+        assert f"volume {name} is in no pair any more: pair {pair} has been deleted" in error.message
+        host.call("volume.delete", name=name)
+        for dry_run in (True, False):
+            error = refused(host, "volume.delete", name=name, dry_run=dry_run)
+            assert error.code == ErrorCode.NOT_FOUND
+            assert f"there is no volume {name} on this host any more: it has been deleted (20" in error.message
+
+
+def test_what_is_not_known_of_a_volume_is_null(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha, copy_rate_bytes_s=0)
+    wait_until(lambda: beta.volume("vb")["incomplete"], "the destination knows that it is incomplete")
+    assert beta.volume("vb")["invalid"] is None
+    os.kill(alpha.volume("va")["pid"], signal.SIGSTOP)
+    shown = alpha.volume("va")
+    assert [shown[field] for field in ("clients", "invalid", "incomplete")] == [None] * 3
+    assert "does not answer" in shown["failed"]
