@@ -181,6 +181,7 @@ class Pool:
         self._free: list[Connection] = []
         self._change = threading.Condition()
         self._is_shut = False
+        self._reason: str | None = None  # why
 
     @contextmanager
     def take(self) -> Iterator[Connection]:
@@ -199,7 +200,7 @@ class Pool:
             if not self._change.wait_for(lambda: self._free or self._is_shut or self._opened < self._most, TAKE_MOST_S):
                 raise PeerLost(f"no connection to the peer became free within {TAKE_MOST_S:g} s")
             if self._is_shut:
-                raise PeerLost("the session is over")
+                raise PeerLost(self._reason or "the session is over")
             if self._free:
                 return self._free.pop()
             self._opened += 1
@@ -211,9 +212,9 @@ class Pool:
                 self._change.notify()
             raise
 
-    def shut(self) -> None:
+    def shut(self, reason: str | None) -> None:
         with self._change:
-            self._is_shut = True
+            self._is_shut, self._reason = True, reason
             self._change.notify_all()
 
 
@@ -249,8 +250,8 @@ class Session:
             self.reason = self.reason or reason
             self.is_over.set()
             connections = list(self._all)
-        self.urgent.shut()
-        self.copy.shut()
+        self.urgent.shut(self.reason)
+        self.copy.shut(self.reason)
         for connection in connections:
             connection.shut()
 

@@ -129,7 +129,7 @@ def _cause(pair: shapes.Pair, before: str | None) -> str:
         case State.SYNCHRONIZED if before == State.SYNC_IN_PROG:
             return "the copy is finished and the destination has confirmed it"
         case State.SYNCHRONIZED | State.SYNC_IN_PROG:
-            return f"the peer accepted the greeting (session {pair.session})"
+            return f"host {pair.destination.host} accepted the greeting (session {pair.session})"
         case State.PARTITIONED | State.REFUSED:
             return pair.reason or "the data connection is not there yet"
         case State.CREATING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,7 +13,9 @@ import nbd
 import pytest
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Pair, Plane
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
+
+from nbdplugin.peer import URGENT_MOST
 
 TRACK = 65536
 
@@ -150,3 +153,28 @@ def test_a_destination_tells_since_when_it_has_not_heard_of_its_source_and_count
     assert (found["link"], found["heard_s"] >= 2.5) == ("none", True)
     pair.source.process.send_signal(signal.SIGCONT)
     wait_until(lambda: pair.destination.get_status()["link"] == "up", "the source is heard again")
+
+
+def test_why_a_session_ended_is_told_and_not_what_followed_from_it(make_pair: MakePair) -> None:
+    pair = make_pair(link_timeout_s=1, source_data=b"s" * MIB)
+    pair.create("destination")
+    pair.wait_synchronized()
+    before = len(log_lines(pair.source))
+    assert pair.destination.process is not None
+    pair.destination.process.send_signal(signal.SIGSTOP)
+    writers = [threading.Thread(target=write, args=(pair.source, number)) for number in range(2 * URGENT_MOST)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(WAIT_S)
+    pair.destination.process.send_signal(signal.SIGCONT)
+    pair.wait_up()
+    ended = [line for line in log_lines(pair.source)[before:] if "of volume source ended" in line]
+    assert ended
+    for line in ended:
+        assert "did not answer within 1 s" in line
+
+
+def write(plane: Plane, number: int) -> None:
+    with plane.open() as handle:
+        handle.pwrite(b"w" * 4096, number * TRACK)
