@@ -359,6 +359,7 @@ def test_a_process_that_hangs_at_the_destination_is_not_called_failed(hosts) -> 
     process = psutil.Process(pid_of(beta, "vb"))
     process.suspend()
     try:
+        assert f"if it stays so: `kill -9 {process.pid}`" in beta.volume("vb")["failed"]
         why = explained(beta, "vb")
         assert why.meaning.startswith(f"Process {process.pid} of volume vb is alive but does not answer")
         assert why.command == f"kill -9 {process.pid}"
@@ -398,6 +399,19 @@ def test_a_half_whose_other_half_is_gone_is_refused_and_told_so(hosts, gone) -> 
     why = explained(here, name)
     assert (why.state, why.command) == ("Refused", f"pathctl pair delete {name} --half --dry-run")
     wait_state(here, name, "Refused")
+
+
+def test_status_asks_the_peers_itself_and_does_not_wait_for_the_next_look(hosts) -> None:
+    alpha, beta = hosts
+    alpha.terminate()
+    settings = alpha.root / "etc/pathctl/pathctl.toml"
+    settings.write_text(settings.read_text().replace("look_every_s = 0.5", "look_every_s = 3600"))
+    alpha.start()
+    wait_until(lambda: alpha.call("status")["peers"][0]["reachable"], "beta was heard")
+    beta.terminate()
+    wait_until(lambda: alpha.call("status")["peers"][0]["reachable"] is False, "status says that beta is away")
+    beta.start()
+    wait_until(lambda: alpha.call("status")["peers"][0]["reachable"], "status says that beta is back")
 
 
 def test_a_process_that_does_not_start_is_told_with_why(hosts) -> None:
