@@ -188,7 +188,7 @@ def _refuse_differing(node: Node, body: Create, existing: db.Connection) -> None
     row = node.volume(existing.volume)
     if (body.size or row.size, body.track_size or row.track_size) != (row.size, row.track_size):
         raise errors.refused(
-            f"pair {existing.pair} exists already, with {row.size} bytes in tracks of {row.track_size}, which is not "
+            f"pair {existing.pair} exists already, with {volumes.sizes(row.size, row.track_size)}, which is not "
             "what was asked for; leave the sizes away, or delete it first"
         )
 
@@ -209,8 +209,7 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
         config.check_size(body.size)
     if body.track_size is not None:
         config.check_track_size(body.track_size)
-    row = node.db.volume(source)
-    here = (row.size, row.track_size) if row is not None else None
+    here = pairsteps.look_own_volume(node, source)
     try:
         there = await pairsteps.look_peer_volume(node, peer, destination)
     except NoAnswer as error:
@@ -249,30 +248,49 @@ def unchanged(error: PathctlError) -> PathctlError:
 
 
 def _fit(
-    body: Create, here: tuple[int, int] | None, there: tuple[int, int] | None, source: str, destination: str
+    body: Create, here: pairsteps.Look | None, there: pairsteps.Look | None, source: str, destination: str
 ) -> tuple[int, int]:
     """The size and track size of both volumes."""
-    if here is not None and there is not None and here != there:
-        good, lost = (there, source) if body.invalidate == "source" else (here, destination)
-        host, _, name = lost.partition(":")
+    if here is not None and there is not None and _sizes(here) != _sizes(there):
         raise errors.refused(
-            f"the source {source} has {here[0]} bytes in tracks of {here[1]}, the destination {destination} {there[0]} "
-            f"in tracks of {there[1]}, and both must be equal; nothing was changed: {lost} is to be overwritten, "
-            f"so make it anew on {host} with `pathctl volume delete {name} --yes` and `pathctl volume create {name} "
-            f"--size {good[0]} --track-size {good[1]}`, then repeat"
+            f"the source {source} has {volumes.sizes(*_sizes(here))}, the destination {destination} has "
+            f"{volumes.sizes(*_sizes(there))}, and both must be equal; nothing was changed: "
+            + (
+                _how_to_fit(source, here, there)
+                if body.invalidate == "source"
+                else _how_to_fit(destination, there, here)
+            )
         )
-    found = here or there
-    if found is None and body.size is None:
+    look = here or there
+    if look is None and body.size is None:
         raise errors.usage("neither volume exists yet, so their size must be given with --size")
-    size, track_size = found or (body.size, body.track_size or config.DEFAULT_TRACK_SIZE)
-    assert size is not None
+    given = (body.size or 0, body.track_size or config.DEFAULT_TRACK_SIZE)
+    size, track_size = _sizes(look) if look is not None else given
     if (body.size or size, body.track_size or track_size) != (size, track_size):
         raise errors.refused(
-            f"volume {source if here is not None else destination} has {size} bytes in tracks of {track_size}, and "
+            f"volume {source if here is not None else destination} has {volumes.sizes(size, track_size)}, and "
             "something else was asked for; nothing was changed: leave --size and --track-size away, or give "
             f"--size {size} --track-size {track_size}"
         )
     return config.check_size(size), config.check_track_size(track_size)
+
+
+def _sizes(found: pairsteps.Look) -> tuple[int, int]:
+    assert found.size is not None
+    assert found.track_size is not None
+    return found.size, found.track_size
+
+
+def _how_to_fit(lost: str, found: pairsteps.Look, good: pairsteps.Look) -> str:
+    """What to do about the volume that is to be overwritten, without a loss that was not meant."""
+    if found.use is not None:
+        return f"{lost} was to be overwritten and is {found.use}, so name another volume, or a new one with --create"
+    host, _, name = lost.partition(":")
+    size, track_size = _sizes(good)
+    return (
+        f"{lost} is to be overwritten, so make it anew on {host} with `pathctl volume delete {name} --yes` and "
+        f"`pathctl volume create {name} --size {size} --track-size {track_size}`, then repeat"
+    )
 
 
 class _Run:

@@ -123,7 +123,7 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
     async with node.locks[half.volume]:
         row = _settled_row(node, half)
         node.db.set_connection_state(row.pair, state)
-        with _reconciled(node, row.volume):
+        with _reconciled(node, row.volume, verb):
             await planes.settle(node, row.volume)
             await planes.bring(node, row.volume)
     return {"pair": await _shown_settled(node, half.pair)}
@@ -137,7 +137,7 @@ async def set_values(node: Node, body: Set) -> dict[str, Any]:
     async with node.locks[half.volume]:
         row = _settled_row(node, half)
         node.db.set_copy_rate(row.pair, body.copy_rate_bytes_s)
-        with _reconciled(node, row.volume):
+        with _reconciled(node, row.volume, "pair.set"):
             await planes.settle(node, row.volume)
             share = copyrate.wanted(node, row.pair, body.copy_rate_bytes_s)
             await planes.command(node, row.volume, "set", copy_rate_bytes_s=share)
@@ -145,13 +145,19 @@ async def set_values(node: Node, body: Set) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reconciled(node: Node, volume: str) -> Iterator[None]:
+def _reconciled(node: Node, volume: str, verb: str) -> Iterator[None]:
     """The row is changed already: when its process cannot be told, or did not answer, it is told until it does."""
     try:
         yield
-    except PathctlError:
+    except PathctlError as error:
         node.supervisor.bring_again(volume)
-        raise
+        wish = f"{verb.replace('.', ' ')} of {node.host().name}:{volume}"
+        raise PathctlError(
+            error.code,
+            f"{error.message}; the wish is recorded and pathctld goes on by itself until it is so: see `pathctl events "
+            f"--pair {volume}`, or take it back with another command",
+            pending=[wish],
+        ) from error
 
 
 def _settled_row(node: Node, half: Half) -> db.Connection:
@@ -206,10 +212,17 @@ async def _delete_half(node: Node, half: Half, body: pairdelete.Delete) -> dict[
 
 async def _delete_from_destination(node: Node, half: Half, body: pairdelete.Delete) -> dict[str, Any]:
     """The source's daemon does it; when the source has ended its half already, ours is all that is left."""
-    await _require_dry_run(node, half.peer, body.dry_run)
     try:
+        await _require_dry_run(node, half.peer, body.dry_run)
         full = msgspec.structs.replace(body, pair=half.pair)
         answer = await _forward(node, half.peer, "pair.delete", full, node.cfg.timeouts.verb_s)
+    except NoAnswer as error:
+        state = "whether anything was changed is not known" if error.sent else "nothing was changed"
+        raise PathctlError(
+            error.code,
+            f"{error.message}; {state}: see that pathctld runs there, then repeat the command, or free this host's "
+            f"half with `pathctl pair delete {half.volume} --half`",
+        ) from error
     except PathctlError as error:
         if error.code != ErrorCode.NOT_FOUND:
             raise

@@ -39,6 +39,7 @@ class Look(msgspec.Struct, frozen=True):
 
     size: int | None
     track_size: int | None
+    use: str | None = None  # why it is not to be deleted for another; a host of an older release does not say
 
 
 class CreateVolume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,8 +75,20 @@ class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def look_volume(node: Node, peer: str, body: LookVolume) -> dict[str, Any]:
-    row = node.db.volume(body.volume)
-    return {"size": row.size if row else None, "track_size": row.track_size if row else None}
+    found = look_own_volume(node, body.volume)
+    return {"size": None, "track_size": None} if found is None else msgspec.structs.asdict(found)
+
+
+def look_own_volume(node: Node, name: str) -> Look | None:
+    row = node.db.volume(name)
+    return None if row is None else Look(row.size, row.track_size, _use(node, row))
+
+
+def _use(node: Node, row: db.Volume) -> str | None:
+    connection = node.db.connection_of(row.name)
+    if connection is not None:
+        return f"the {connection.side} of a pair with {connection.peer}:{connection.peer_volume}"
+    return "attached as a block device" if row.attached else None
 
 
 async def check(node: Node, peer: str, body: Check) -> dict[str, Any]:
@@ -164,8 +177,8 @@ def _check_destination(node: Node, body: Connect | Check) -> db.Volume:
     row = node.volume(body.volume)
     if (row.size, row.track_size) != (body.size, body.track_size):
         raise errors.refused(
-            f"volume {row.name} has {row.size} bytes in tracks of {row.track_size}, the source has {body.size} in "
-            f"{body.track_size}; both must be equal"
+            f"volume {row.name} has {volumes.sizes(row.size, row.track_size)}, the source has "
+            f"{volumes.sizes(body.size, body.track_size)}; both must be equal"
         )
     if row.attached:
         raise errors.refused(f"volume {row.name} is in use: it is attached; detach it, or take another volume")
@@ -395,10 +408,12 @@ def label(node: Node, side: db.Side | None, what: str, volume: str) -> str:
     return f"{side + ' ' if side else ''}{what} ({node.host().name}:{volume})"
 
 
-async def look_peer_volume(node: Node, peer: str, volume: str) -> tuple[int, int] | None:
-    """Size and track size of a volume at a peer; None when there is no such volume."""
+async def look_peer_volume(node: Node, peer: str, volume: str) -> Look | None:
+    """A volume at a peer; None when there is no such volume."""
     answer = await peers.call(node, peer, "volume.look", LookVolume(volume), node.cfg.timeouts.peer_look_s)
     found = peers.read(peer, "volume.look", answer, Look)
     if not found.size or not found.track_size:
         return None
-    return config.check_size(found.size), config.check_track_size(found.track_size)
+    config.check_size(found.size)
+    config.check_track_size(found.track_size)
+    return found

@@ -89,6 +89,11 @@ def both(size: int) -> str:
     return f"{units.format_size(size)} ({size} bytes)"
 
 
+def sizes(size: int, track_size: int) -> str:
+    """`1G (1073741824 bytes) in tracks of 64K`."""
+    return f"{both(size)} in tracks of {units.format_size(track_size)}"
+
+
 async def make(
     node: Node, name: str, size: int, track_size: int, *, backing: str | None = None, operation: str | None = None
 ) -> None:
@@ -261,7 +266,7 @@ def incompleteness(row: db.Volume, found: controlclient.Status) -> str:
     if found.invalid:
         size = min(found.invalid * row.track_size, row.size)
         total = -(-row.size // row.track_size)
-        return f"{found.invalid} of {total} tracks ({both(size)}) of volume {row.name} were only on another host"
+        return f"{found.invalid} of {total} tracks, {both(size)}, of volume {row.name} were only on another host"
     return f"some tracks of volume {row.name} were only on another host"
 
 

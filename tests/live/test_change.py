@@ -167,7 +167,7 @@ def test_a_dry_delete_of_a_pair_says_what_only_the_other_side_has(hosts, asked):
     host, name = (alpha, "va") if asked == "alpha" else (beta, "vb")
     assert "still only at beta:vb" in refused(host, "pair.delete", pair=name, dry_run=True).message
     plan = host.call("pair.delete", pair=name, force=True, dry_run=True)["plan"]
-    lost = f"{TRACKS} of {TRACKS} tracks (8M ({SIZE} bytes)) of alpha:va exist only at beta:vb"
+    lost = f"{TRACKS} of {TRACKS} tracks, 8M ({SIZE} bytes), of alpha:va exist only at beta:vb"
     assert plan["loses"] == [f"{lost} and could not be read any more"]
     alpha.call("pair.set", pair="va", copy_rate_bytes_s=None)
     wait_state(alpha, "Synchronized")
@@ -520,3 +520,52 @@ def test_what_is_not_known_of_a_volume_is_null(hosts):
     shown = alpha.volume("va")
     assert [shown[field] for field in ("clients", "invalid", "incomplete")] == [None] * 3
     assert "does not answer" in shown["failed"]
+
+
+def test_a_volume_that_does_not_fit_and_is_in_use_is_not_advised_to_be_deleted(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    alpha.call("volume.create", name="small", size=SIZE // 2)
+    message = refused(alpha, "pair.create", source="small", destination="beta:vb", invalidate="destination").message
+    assert f"source alpha:small has 4M ({SIZE // 2} bytes) in tracks of 64K" in message
+    assert "beta:vb was to be overwritten and is the destination of a pair with alpha:va" in message
+    assert "volume delete" not in message
+    beta.call("volume.create", name="used", size=SIZE)
+    beta.call("attach", volume="used")
+    message = refused(alpha, "pair.create", source="small", destination="beta:used", invalidate="destination").message
+    assert "beta:used was to be overwritten and is attached as a block device" in message
+    wait_state(alpha, "Synchronized")
+
+
+@pytest.mark.parametrize("asked", ["alpha", "beta"])
+def test_a_command_that_the_data_plane_did_not_answer_is_told_as_pending_and_carried_out(hosts, asked):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    wait_state(alpha, "Synchronized")
+    host, name = (alpha, "va") if asked == "alpha" else (beta, "vb")
+    pid = alpha.volume("va")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    error = refused(host, "pair.suspend", pair=name)
+    assert (error.code, error.pending) == (ErrorCode.TIMEOUT, ["pair suspend of alpha:va"])
+    assert "the wish is recorded and pathctld goes on by itself until it is so" in error.message
+    os.kill(pid, signal.SIGCONT)
+    wait_state(alpha, "Suspended")
+    events = alpha.call("events.list", pair="va")["events"]
+    (found,) = [event for event in events if (event["kind"], event["after"]) == ("pair.state", "Suspended")]
+    assert found["cause"] == "pathctl pair suspend"
+    assert found["actor"] == ("uid 0 (root)" if asked == "alpha" else "host beta")
+
+
+def test_a_delete_asked_for_while_the_peer_is_gone_names_the_half(hosts):
+    alpha, beta = hosts
+    make_volumes(alpha, beta)
+    create(alpha)
+    alpha.kill()
+    for dry_run in (True, False):
+        error = refused(beta, "pair.delete", pair="vb", dry_run=dry_run)
+        assert error.code == ErrorCode.UNREACHABLE
+        assert "nothing was changed" in error.message
+        assert "`pathctl pair delete vb --half`" in error.message
+    alpha.start()
