@@ -157,7 +157,7 @@ def _what_is_lost(node: Node, row: db.Connection, found: controlclient.Status | 
     if not found.invalid:
         return [f"some tracks of {here} exist only at {there} and could not be brought over any more"]
     size = volumes.both(min(found.invalid * found.track_size, found.size))
-    tracks = f"{found.invalid} of {found.tracks} tracks ({size}) of {here}"
+    tracks = f"{found.invalid} of {found.tracks} tracks, {size}, of {here}"
     used = _use(node, row)
     return [f"{tracks} exist only at {there} and could not be read any more{f'; {used}' if used else ''}"]
 
