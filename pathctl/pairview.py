@@ -351,7 +351,7 @@ def _alone(node: Node, half: Half, known: planes.Look, error: PathctlError) -> t
     else:
         reason = f"the source's pathctld was not heard ({error.message})"
         if known.status is not None and known.status.session is not None:
-            reason += "; its data connection is up"
+            reason += "; its data connection was still heard a few seconds ago"
         elif known.status is not None and known.status.heard_s is not None:
             reason += "; its data connection is silent too"
     pair = _as_pair(node, half, facts, None, reason)

@@ -78,8 +78,9 @@ class Text(msgspec.Struct, frozen=True):
 
 
 _HALF = "pathctl pair delete {volume} --half --dry-run"
-_FREE = "{loss} With --yes in place of --dry-run it is done."
-_DELETE = "pathctl pair delete {volume} --force --yes"
+_FREE = " says what that loses{loss}. The same with --yes in place of --dry-run does it."
+_DELETE = "pathctl pair delete {volume} --force --dry-run"
+_DELETES = " says what that loses, the same with --yes in place of --dry-run does it"
 
 SITUATIONS: Mapping[Situation, Text] = {
     Situation.CREATING: Text(
@@ -91,7 +92,7 @@ SITUATIONS: Mapping[Situation, Text] = {
         "The pair was being created and this could not be ended, because host {peer} has to be asked and does not "
         "answer.",
         "As soon as {peer} answers, pathctld finishes or undoes it by itself: bring {peer} or the network back. Only "
-        "if {peer} is gone for good, free this host's half: the command below says what that loses." + _FREE,
+        "if {peer} is gone for good, free this host's half: the command below" + _FREE,
         _HALF,
     ),
     Situation.DELETING: Text(
@@ -102,12 +103,12 @@ SITUATIONS: Mapping[Situation, Text] = {
     Situation.DELETING_AWAY: Text(
         "The pair is being deleted, and host {peer} has not confirmed its half yet.",
         "As soon as {peer} answers, pathctld finishes it by itself: bring {peer} or the network back. Only if {peer} "
-        "is gone for good, free this host's half: the command below says what that loses." + _FREE,
+        "is gone for good, free this host's half: the command below" + _FREE,
         _HALF,
     ),
     Situation.ENDED_THERE: Text(
         "Host {peer} has no such pair any more; this half of it is left over, and nothing is copied.",
-        "Nothing happens by itself. Free this half, the volume stays: the command below says what that loses." + _FREE,
+        "Nothing happens by itself. Free this half, the volume stays: the command below" + _FREE,
         _HALF,
         cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up anew).",
     ),
@@ -116,7 +117,9 @@ SITUATIONS: Mapping[Situation, Text] = {
         "Nothing is repaired by itself, and a failed write or flush is not tried again as if it had not happened. See "
         "what the disk under it says (dmesg, SMART). Then put the data on a good disk: delete the pair (`"
         + _DELETE
-        + "`), make a volume there and create the pair anew with the failed side as the invalid one.",
+        + "`"
+        + _DELETES
+        + "), make a volume there and create the pair anew with the failed side as the invalid one.",
     ),
     Situation.SUSPENDED: Text(
         "The path was made not ready by command: nothing is copied, host writes stay on {source} and are remembered.",
@@ -146,7 +149,7 @@ SITUATIONS: Mapping[Situation, Text] = {
         "The configuration of this host and what volume {volume} itself has recorded do not agree: by its own record "
         "it is not in this pair.",
         "Nothing happens by itself; the configuration is probably an older one that was restored. Free the volume: the "
-        "command below says what that loses." + _FREE + " Then see with `pathctl volume show {volume}` whether its "
+        "command below" + _FREE + " Then see with `pathctl volume show {volume}` whether its "
         "data is complete, and create the pair anew.",
         _HALF,
     ),
@@ -166,14 +169,14 @@ SITUATIONS: Mapping[Situation, Text] = {
         "Host {peer} is not heard at all: neither its pathctld nor its data plane answers.",
         "Both go on trying by themselves and what is left is copied once it is back. Bring {peer} or the network "
         "between the hosts back. If {peer} moved to another address: `pathctl peer set {peer} --address ADDRESS`. If "
-        "it is gone for good: `" + _HALF + "`." + _FREE + " Then pair {volume} with another host.",
+        "it is gone for good: `" + _HALF + "`" + _FREE + " Then pair {volume} with another host.",
         cause="Host {peer} does not answer.",
     ),
     Situation.SOURCE_AWAY: Text(
         "Host {peer}, which has the source, is not heard: neither its pathctld nor its data connection.{heard}",
         "Once it is back, everything goes on by itself. If {peer} is gone for good and this copy is to take over, "
-        "make sure that {peer} cannot come back with the old volume in use, then: `" + _HALF + "`." + _FREE + " "
-        "After it {accept}`pathctl attach {volume}`.",
+        "make sure that {peer} cannot come back with the old volume in use, then: `" + _HALF + "`" + _FREE + " Then "
+        "{accept}`pathctl attach {volume}`.",
         cause="Host {peer} does not answer.",
     ),
     Situation.SOURCE_AWAY_LINKED: Text(
@@ -238,8 +241,8 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 _ANEW = (
-    "Nothing happens by itself. {decide} Then delete the pair with the command below and create it anew: `pathctl "
-    "pair create {source_at} {destination_at} --invalidate SIDE`."
+    "Nothing happens by itself. {decide} Then delete the pair (the command below" + _DELETES + ") and create it anew: "
+    "`pathctl pair create {source_at} {destination_at} --invalidate SIDE`."
 )
 _TRIED = "It is tried again every few seconds and goes on by itself once the cause is gone. "
 
@@ -271,9 +274,10 @@ REFUSALS = (
     ),
     Refusal(
         "incomplete, so it cannot be the copy to fetch from",
-        "Nothing happens by itself. {destination} does not hold all of its data. Delete the pair with the command "
-        "below; if {source} is complete create it anew with `--invalidate destination`, else bring {destination}'s "
-        "data from where it is complete first.",
+        "Nothing happens by itself. {destination} does not hold all of its data. Delete the pair (the command below"
+        + _DELETES
+        + "); if {source} is complete create it anew with `--invalidate destination`, else bring {destination}'s data "
+        "from where it is complete first.",
         _DELETE,
     ),
     Refusal(
@@ -288,7 +292,11 @@ REFUSALS = (
     Refusal(
         "written apart",
         "Nothing happens by itself, and no program can decide this: both volumes were written to without the other "
-        "(split brain). Save what is needed of one side, then delete the pair (`" + _DELETE + "`) and create it anew "
+        "(split brain). Save what is needed of one side, then delete the pair (`"
+        + _DELETE
+        + "`"
+        + _DELETES
+        + ") and create it anew "
         "with the side to throw away as `--invalidate`.",
     ),
     Refusal(
@@ -304,7 +312,11 @@ REFUSALS = (
     Refusal(
         "Input/output error",
         "It is tried again every few seconds. The disk of {destination} gives errors: look at it on "
-        "{destination_host} (dmesg, SMART); if it is broken, delete the pair (`" + _DELETE + "`) and create it with "
+        "{destination_host} (dmesg, SMART); if it is broken, delete the pair (`"
+        + _DELETE
+        + "`"
+        + _DELETES
+        + ") and create it with "
         "a volume on a good one.",
     ),
     Refusal("", _TRIED + "See the log of {destination} on {destination_host}."),
@@ -452,9 +464,9 @@ def _loss(facts: Facts, destination: str) -> str:
     """What freeing this half alone costs, where that is known."""
     pair = facts.pair
     if pair.side == "source" and pair.invalid:
-        return f" It loses {_tracks(pair, pair.invalid)}: they are only at {destination}."
+        return f": {_tracks(pair, pair.invalid)}, which are only at {destination}"
     if pair.side == "destination" and facts.incomplete:
-        return " It leaves this copy incomplete for good: some of the data is only at the source."
+        return ": this copy stays incomplete, since some of the data is only at the source"
     return ""
 
 
@@ -523,8 +535,8 @@ def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
         return f"Nothing is lost by waiting. {_whole_here(facts)}"
     if pair.side == "source" and found in _UNKNOWN:
         return (
-            "Every acknowledged write is on the disk or at the other host. Leave both volumes and their metadata files "
-            "as they are; delete neither."
+            "Every acknowledged write was put on the disk or sent to the other host. Leave both volumes and their metadata "
+            "files as they are; delete neither."
         )
     if found is Situation.FAILED:
         return (

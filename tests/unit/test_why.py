@@ -294,8 +294,7 @@ def test_that_reading_fails_without_the_path_is_said_whatever_else_is_left(left)
 def test_what_freeing_a_half_loses_is_told_and_the_command_only_looks() -> None:
     away = make({"state": "Partitioned", "invalid": 1002}, link_error="no route", is_reachable=False)
     said = why.explain(away).next
-    assert "It loses 1002 of 16384 tracks (62.6M): they are only at beta:vb" in said
-    assert "--half --dry-run`" in said
+    assert "--half --dry-run` says what that loses: 1002 of 16384 tracks (62.6M), which are only at beta:vb." in said
     for facts, _situation, _command in TABLE:
         assert not any("--half --yes" in text for text in commands(why.explain(facts)))
 
