@@ -23,7 +23,7 @@ Pair = dict[str, Any]
 
 
 def follow(samples: Iterable[list[Pair]]) -> None:
-    """Draw each sample until they end.  A bar is full only when its pair is Synchronized."""
+    """Draw each sample until they end.  A bar is full only where nothing is left to be copied."""
     on = console.Console()
     seen: dict[str, float] = {}
     with live.Live(console=on, auto_refresh=False) as picture:

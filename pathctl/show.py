@@ -434,9 +434,16 @@ def value(found: object) -> str:
 def events(found: Sequence[Found]) -> None:
     for event in found:
         who = "" if event["actor"] == "pathctld" else f"  by {event['actor']}"
-        cause = f"  ({event['cause']})" if event["cause"] and event["cause"] not in event["message"] else ""
-        line = f"{moment(event['at'])}  {event['kind']:<{KIND}}  {event['message']}{cause}{who}"
+        line = f"{moment(event['at'])}  {event['kind']:<{KIND}}  {event['message']}{_because(event)}{who}"
         print(clean(line), flush=True)
+
+
+def _because(event: Found) -> str:
+    """A verb in brackets; a sentence, which may have some of its own, without."""
+    cause = event["cause"]
+    if not cause or cause in event["message"]:
+        return ""
+    return f": {cause}" if " " in cause else f"  ({cause})"
 
 
 def why(found: Found) -> None:

@@ -304,11 +304,13 @@ def test_settings_that_stand_in_no_file_are_told_as_such(api: Api, capsys: pytes
 
 def test_an_event_is_one_line_with_local_time_cause_and_who_asked(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     quiet = fakeapi.EVENT | {"actor": "pathctld", "cause": None, "kind": "path.lost", "message": "pair v: lost"}
-    api.answers["events.list"] = {"events": [fakeapi.EVENT, quiet]}
+    away = quiet | {"kind": "peer.unreachable", "message": "beta is away", "cause": "beta was asked (ping)"}
+    api.answers["events.list"] = {"events": [fakeapi.EVENT, quiet, away]}
     api.run("events")
     assert capsys.readouterr().out.splitlines() == [
         "2025-11-22 09:26:40 +0100  pair.state            pair v: suspended  (pair.suspend)  by uid 0 (root)",
         "2025-11-22 09:26:40 +0100  path.lost             pair v: lost",
+        "2025-11-22 09:26:40 +0100  peer.unreachable      beta is away: beta was asked (ping)",
     ]
     assert max(map(len, schema.KINDS)) == show.KIND
     api.answers["events.list"] = {"events": []}
