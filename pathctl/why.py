@@ -535,8 +535,8 @@ def _safe(facts: Facts, found: Situation, names: dict[str, str]) -> str:
         return f"Nothing is lost by waiting. {_whole_here(facts)}"
     if pair.side == "source" and found in _UNKNOWN:
         return (
-            "Every acknowledged write was put on the disk or sent to the other host. Leave both volumes and their metadata "
-            "files as they are; delete neither."
+            "Every acknowledged write was put on the disk or sent to the other host. Leave both volumes and their "
+            "metadata files as they are; delete neither."
         )
     if found is Situation.FAILED:
         return (
