@@ -38,7 +38,7 @@ from typing import IO, Any
 
 import msgspec
 
-from pathctl import config, db, errors, pki, process, rootlock, schema, settings, shapes
+from pathctl import backings, config, db, errors, pki, process, rootlock, schema, settings, shapes, units
 from pathctl.errors import PathctlError
 from pathctl.node import Node
 
@@ -174,38 +174,61 @@ def _write(path: Path, host: str, files: dict[str, bytes]) -> None:
 def restore(cfg: config.Config, path: Path, dry_run: bool) -> shapes.Plan | shapes.FileAnswer:
     """Put the configuration back as it is in the backup.  In the place of pathctld, which must not run."""
     cfg.make_folders()
-    with rootlock.alone(cfg):
-        finish(cfg)
-        _refuse_served(cfg)
-        staged = cfg.state / "restoring.new"
+    if dry_run:
+        return _plan(cfg, path)
+    try:
+        with rootlock.alone(cfg):
+            return _restore(cfg, path)
+    except rootlock.Taken as error:
+        raise errors.refused(
+            f"a pathctld is running; nothing was changed: end it and the processes of all volumes with `{cfg.stop_all}`"
+            ", then repeat"
+        ) from error
+
+
+def _plan(cfg: config.Config, path: Path) -> shapes.Plan:
+    """A look beside a pathctld that may be running."""
+    staged = cfg.state / f"restoring.{os.getpid()}.look"
+    try:
+        manifest = _unpack(path, staged)
+        rows = _check(cfg, path, staged, manifest)
+        told = [*_look_at_volumes(cfg, rows), *_look_at_leftovers(cfg, rows)]
+        return shapes.Plan(_steps(cfg, path, manifest, told), _what_is_forgotten(cfg, rows))
+    finally:
         shutil.rmtree(staged, ignore_errors=True)
-        try:
-            manifest = _unpack(path, staged)
-            rows = _check(cfg, path, staged, manifest)
-            told = [*_look_at_volumes(cfg, rows), *_look_at_leftovers(cfg, rows)]
-            if dry_run:
-                return shapes.Plan(_steps(cfg, path, manifest, told), _what_is_forgotten(cfg, rows))
-            kept = _commit(cfg, staged, manifest)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        finish(cfg)
-    done = [f"the configuration of host {manifest.host} as of {_time(manifest.made_at)}", *told]
-    return shapes.FileAnswer(
-        version=shapes.VERSION, file=str(path), contains=[*done, f"what it has replaced is kept in {kept}", NOT_IN_IT]
-    )
+
+
+def _restore(cfg: config.Config, path: Path) -> shapes.FileAnswer:
+    finish(cfg)
+    _refuse_served(cfg)
+    staged = cfg.state / "restoring.new"
+    shutil.rmtree(staged, ignore_errors=True)
+    is_new = not _is_configured(cfg)
+    try:
+        manifest = _unpack(path, staged)
+        rows = _check(cfg, path, staged, manifest)
+        told = [*_look_at_volumes(cfg, rows), *_look_at_leftovers(cfg, rows)]
+        kept = _commit(cfg, staged, manifest)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    finish(cfg)
+    done = [f"the configuration of host {manifest.host} as of {units.format_time(manifest.made_at)}", *told]
+    if not is_new:
+        done.append(f"what it has replaced is kept in {kept}")
+    return shapes.FileAnswer(version=shapes.VERSION, file=str(path), contains=[*done, NOT_IN_IT])
+
+
+def _is_configured(cfg: config.Config) -> bool:
+    return any(path.exists() for path in (cfg.database, cfg.host_key, cfg.settings_file))
 
 
 def _refuse_served(cfg: config.Config) -> None:
     served = sorted(process.find(cfg.run))
     if served:
         raise errors.refused(
-            f"volume {', '.join(served)} still has a process; nothing was changed: run `pathctld --stop-all`, then "
-            "repeat"
+            f"volume {', '.join(served)} still has a process; nothing was changed: end the processes of all volumes "
+            f"with `{cfg.stop_all}`, then repeat"
         )
-
-
-def _time(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 # what is in the file
@@ -376,11 +399,13 @@ def _check_rows(path: Path, manifest: Manifest, rows: _Rows) -> None:
 
 
 def _steps(cfg: config.Config, path: Path, manifest: Manifest, told: list[str]) -> list[str]:
-    return [
-        f"keep the present configuration in {cfg.state}/before-restore-TIME",
-        f"put the configuration of host {manifest.host} as of {_time(manifest.made_at)} in its place",
-        *told,
-    ]
+    made_at = units.format_time(manifest.made_at)
+    steps = []
+    if rootlock.is_taken(cfg) or process.find(cfg.run):
+        steps.append(f"refuse, until pathctld and the processes of all volumes are ended with `{cfg.stop_all}`")
+    if _is_configured(cfg):
+        steps.append(f"keep the present configuration in {cfg.state}/before-restore-TIME")
+    return [*steps, f"put the configuration of host {manifest.host} as of {made_at} in place", *told]
 
 
 def _what_is_forgotten(cfg: config.Config, rows: _Rows) -> list[str]:
@@ -404,20 +429,25 @@ def _look_at_volumes(cfg: config.Config, rows: _Rows) -> list[str]:
 
 def _look_at_volume(cfg: config.Config, rows: _Rows, row: db.Volume) -> str:
     """Whether what lies on this machine fits the row, and what to type where not."""
-    forget = f"restore its files, or forget it with `pathctl volume delete {row.name}`"
-    try:
-        with open(row.backing, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-    except OSError as error:
-        return f"its backing {row.backing} cannot be opened ({error.strerror}): {forget}"
-    if size < row.size:
-        return f"its backing {row.backing} has {size} bytes, less than its {row.size}: {forget}"
+    forget = _how_to_forget(row, rows.connections.get(row.name))
+    fault = backings.fault(row.backing, row.size)
+    if fault is not None:
+        return f"{fault}: {forget}"
     found = _show_meta(cfg.meta(row.name))
     if found is None:
         return f"its track table {cfg.meta(row.name)} is missing or damaged, so what is valid is not known: {forget}"
     if (found.get("uuid"), found.get("size"), found.get("track_size")) != (row.uuid, row.size, row.track_size):
         return f"its track table {cfg.meta(row.name)} is of another volume: {forget}"
     return _look_at_pair(row.name, rows.connections.get(row.name), found.get("pair"), found.get("incomplete") is True)
+
+
+def _how_to_forget(row: db.Volume, connection: db.Connection | None) -> str:
+    """With the commands in the order in which they work."""
+    commands = [f"pathctl pair delete {row.name} --half --yes"] if connection is not None else []
+    commands += [f"pathctl detach {row.name}"] if row.attached else []
+    words = "`, then `".join([*commands, f"pathctl volume delete {row.name} --yes"])
+    copy = f"; its copy is {connection.peer}:{connection.peer_volume}" if connection is not None else ""
+    return f"restore its files, or start pathctld and forget it with `{words}`{copy}"
 
 
 def _look_at_pair(name: str, row: db.Connection | None, pair: str | None, is_incomplete: bool) -> str:
@@ -530,7 +560,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _record(cfg: config.Config, manifest: Manifest, kept: Path) -> None:
     """In the restored table; that it cannot be recorded does not undo it."""
-    made_at = _time(manifest.made_at)
+    made_at = units.format_time(manifest.made_at)
     message = f"the configuration was restored from a backup of {made_at}; what it replaced is in {kept}"
     with contextlib.suppress(PathctlError):
         database = db.Database(cfg.database)

@@ -122,5 +122,6 @@ def _not_running(path: Path, error: OSError) -> errors.PathctlError:
     return errors.PathctlError(
         errors.ErrorCode.UNREACHABLE,
         f"pathctld does not run here, so nothing was done ({path}: {error.strerror}): start it as root with"
-        f" `{command}`, or name another root with --root",
+        f" `{command}`, or name another root with --root; volumes and devices go on without it unless they were ended"
+        " too",
     )

@@ -23,6 +23,7 @@ MAX_SIZE = 1 << 60
 MIN_TRACK_SIZE = 4 << 10
 MAX_TRACK_SIZE = 4 << 20
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+NAME_SAID = 60  # characters of a wrong name that are said again
 MAX_SUN_PATH = 107  # sockaddr_un.sun_path, less the final zero
 
 
@@ -82,6 +83,11 @@ class Config(msgspec.Struct, frozen=True):
     def pid_file(self) -> Path:
         return self.run / "pathctld.pid"
 
+    @property
+    def stop_all(self) -> str:
+        """What to type to end everything below this root."""
+        return "pathctld --stop-all" if self.root == Path("/") else f"pathctld --root {self.root} --stop-all"
+
     def psk(self, pair: str) -> Path:
         return self.state / "keys/psk" / f"{pair}.psk"
 
@@ -138,8 +144,9 @@ def at(root: str | os.PathLike[str] | None = None) -> Config:
 
 def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name):
+        said = name if len(name) <= NAME_SAID else name[:NAME_SAID] + "..."
         raise errors.usage(
-            f"{name!r} is no name for a {what}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
+            f"{said!r} is no name for a {what}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
         )
     if name == "pathctld" and what == "volume":  # its sockets lie in the same folder
         raise errors.usage("a volume cannot be called 'pathctld'; choose another name")

@@ -43,6 +43,8 @@ from pathctl.node import Node
 log = logging.getLogger(__name__)
 
 STOP_ALL_LIMIT_S = 120.0
+ENDING_LIMIT_S = 10.0  # of a pathctld that is being stopped already
+LOOK_S = 0.1
 CLOSE_LIMIT_S = 5.0
 
 
@@ -89,12 +91,22 @@ async def _serve_alone(cfg: config.Config) -> None:
 
 async def _stop_all(cfg: config.Config) -> None:
     """Through the running pathctld if there is one, else in its place."""
-    try:
-        with rootlock.alone(cfg):
-            backup.finish(cfg)
-            await _until_stopped(cfg, serving=False)
-    except rootlock.Taken:
-        await _ask_to_stop(cfg)
+    gives_up = asyncio.get_running_loop().time() + ENDING_LIMIT_S
+    while True:
+        try:
+            with rootlock.alone(cfg):
+                backup.finish(cfg)
+                await _until_stopped(cfg, serving=False)
+            return
+        except rootlock.Taken:
+            pass
+        try:
+            await _ask_to_stop(cfg)
+            return
+        except PathctlError as error:  # it may be ending, and leave the rest to us
+            if error.code != ErrorCode.UNREACHABLE or asyncio.get_running_loop().time() > gives_up:
+                raise
+        await asyncio.sleep(LOOK_S)
 
 
 async def _ask_to_stop(cfg: config.Config) -> None:
@@ -105,9 +117,14 @@ async def _ask_to_stop(cfg: config.Config) -> None:
             session.post("http://pathctld/v1/host.shutdown", json={}) as response,
         ):
             if response.status != 200:
-                raise errors.refused((await response.json())["error"]["message"])
+                found = (await response.json())["error"]
+                raise PathctlError(ErrorCode(found["code"]), found["message"])
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise PathctlError(ErrorCode.UNREACHABLE, f"the running pathctld did not answer ({error}); kill it") from error
+        pid = cfg.pid_file.read_text().strip()
+        raise PathctlError(
+            ErrorCode.UNREACHABLE,
+            f"the running pathctld {pid} does not answer; end it with `kill -9 {pid}`, then repeat",
+        ) from error
 
 
 async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:

@@ -83,8 +83,9 @@ async def init(node: Node, body: Init) -> dict[str, Any]:
     found = node.db.host()
     if found is not None and found != wanted:
         raise errors.refused(
-            f"this host is already {found.name} at {found.address}:{found.port} and its peers know it as that; "
-            "repeat the command with these values"
+            f"this host is already {found.name} at {found.address}:{found.port}; nothing was changed: its peers know "
+            "it by its name, which stays, and it is moved with `pathctl host set --address "
+            f"{wanted.address}:{wanted.port}`"
         )
     pki.ensure_identity(node.cfg, wanted.name)
     if found is None:
@@ -266,7 +267,8 @@ async def ask_there(node: Node, peer: db.Peer) -> None:
 
 def is_another(error: errors.NoAnswer) -> bool:
     """Whether somebody answered who is not the peer that was asked."""
-    return isinstance(error.__cause__, aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError)
+    another = aiohttp.ServerFingerprintMismatch | aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError
+    return isinstance(error.__cause__, another)
 
 
 async def ping(node: Node, name: str) -> None:
@@ -329,6 +331,12 @@ async def _send(
         raise errors.NoAnswer(
             ErrorCode.UNREACHABLE,
             f"the host at {address}:{port} is not {name}: it shows another certificate",
+            sent=False,
+        ) from error
+    except aiohttp.ClientSSLError as error:
+        raise errors.NoAnswer(
+            ErrorCode.UNREACHABLE,
+            f"something else than pathctld answers at {address}:{port}, where host {name} should be",
             sent=False,
         ) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

@@ -27,6 +27,18 @@ def alone(cfg: config.Config) -> Iterator[None]:
         file.truncate(0)
 
 
+def is_taken(cfg: config.Config) -> bool:
+    """Whether a pathctld runs with this root, without getting in the way of one that starts."""
+    try:
+        with cfg.pid_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _lock(path: Path) -> IO[str]:
     file = path.open("a")
     try:

@@ -230,11 +230,13 @@ def test_a_restore_is_refused_while_pathctld_or_a_volume_runs(hosts, tmp_path):
     alpha, _ = hosts
     create(alpha)
     make(alpha, tmp_path / "file")
-    with pytest.raises(PathctlError, match="a pathctld is running already") as caught:
+    stop = f"with `pathctld --root {alpha.root} --stop-all`"
+    with pytest.raises(PathctlError, match=f"a pathctld is running; .*{stop}") as caught:
         restore(alpha, tmp_path / "file")
     assert caught.value.code == ErrorCode.REFUSED
+    assert stop in restore(alpha, tmp_path / "file", dry_run=True).steps[0]
     alpha.terminate()
-    with pytest.raises(PathctlError, match=r"volume va still has a process.* `pathctld --stop-all`"):
+    with pytest.raises(PathctlError, match=f"volume va still has a process.*{stop}"):
         restore(alpha, tmp_path / "file")
     alpha.start()
     wait_synchronized(alpha)

@@ -1,12 +1,15 @@
 """A volume that has lost its backing or its track table: its pair is ended, it is forgotten, and all of it is told."""
 
 import os
+import shutil
 import signal
+import subprocess
 
 import pytest
-from live.daemons import Daemon, enrol
+from live.daemons import BIN, Daemon, enrol
 from waiting import wait_until
 
+from pathctl import backup, config
 from pathctl.errors import ErrorCode, PathctlError
 
 SIZE = 8 << 20
@@ -161,3 +164,29 @@ def test_what_becomes_of_an_attached_device_with_holes_is_said_first(hosts):
         (lost,) = alpha.call("pair.delete", pair="va", half=True, dry_run=True)["plan"]["loses"]
     assert f"(pid {os.getpid()})" in lost
     beta.start()
+
+
+def test_what_a_restore_advises_for_lost_files_is_what_works(hosts, tmp_path):
+    alpha, _ = hosts
+    create(alpha)
+    alpha.call("attach", volume="va")
+    alpha.call("backup.make", path=str(tmp_path / "copy"))
+    alpha.stop_all()
+    for folder in ("var", "etc"):
+        shutil.rmtree(alpha.root / folder)
+    cfg = config.at(alpha.root)
+    plan = backup.restore(cfg, tmp_path / "copy", True)
+    assert not [step for step in plan.steps if "keep the present" in step]
+    done = backup.restore(cfg, tmp_path / "copy", False)
+    assert not [line for line in done.contains if "replaced" in line]
+    (line,) = [line for line in done.contains if line.startswith("volume va: ")]
+    assert f"its backing {alpha.image('va')} cannot be opened" in line
+    assert line.endswith("its copy is beta:vb")
+    alpha.start()
+    commands = line.split("`")[1::2]
+    assert len(commands) == 3
+    for command in commands:
+        words = [BIN / "pathctl", "--root", alpha.root, *command.split()[1:]]
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stderr
+    assert alpha.rows() == []

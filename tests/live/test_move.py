@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
 
 import pytest
-from live.daemons import Daemon, enrol
+from live.daemons import BIN, Daemon, enrol
 from waiting import wait_until
 
 from pathctl import config, pki
@@ -231,3 +232,42 @@ def test_a_create_that_is_under_way_outlives_the_move_of_its_peer(hosts):
     runner.join(30)
     wait_state(alpha, "Synchronized")
     wait_state(beta, "Synchronized")
+
+
+STRANGERS = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x16\x03\x03junk" * 20]
+
+
+@pytest.mark.parametrize("answer", STRANGERS, ids=["http", "ssh", "garbage"])
+def test_what_answers_at_a_peers_address_and_is_no_pathctld_is_told_as_such(hosts, answer):
+    alpha, _ = hosts
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for force in (False, True):
+            with pytest.raises(PathctlError) as caught:
+                alpha.call("peer.set", name="beta", address="127.0.0.1", port=port, force=force)
+            message = caught.value.message
+            assert f"something else than pathctld answers at 127.0.0.1:{port}, where host beta should be" in message
+            assert message.count("check the address") == 1
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_ending_all_right_after_a_stop_waits_for_it(hosts):
+    alpha, _ = hosts
+    assert alpha.process is not None
+    alpha.process.send_signal(signal.SIGTERM)
+    ending = subprocess.Popen([BIN / "pathctld", "--root", alpha.root, "--stop-all"], stderr=subprocess.PIPE, text=True)
+    _, said = ending.communicate(timeout=60)
+    assert (ending.returncode, "Traceback" in said) == (0, False), said
+    alpha.process.wait(60)
+    assert not list((alpha.root / "run/pathctl").glob("*.ctl"))
+    alpha.start()
