@@ -71,7 +71,9 @@ def test_host_init_may_be_repeated_but_not_changed(hosts):
     alpha, _ = hosts
     init(alpha, alpha)
     before = alpha.call("status")["host"]
-    with pytest.raises(PathctlError, match=r"already alpha.* by its name, which stays.*`pathctl host set --address 127"):
+    with pytest.raises(
+        PathctlError, match=r"already alpha.* by its name, which stays.*`pathctl host set --address 127"
+    ):
         alpha.call("host.init", name="gamma", address="127.0.0.1", port=alpha.port)
     with pytest.raises(PathctlError, match=f"'{'x' * 60}...' is no name"):
         alpha.call("host.init", name="x" * 300, address="127.0.0.1", port=alpha.port)
