@@ -314,7 +314,9 @@ def _refuse_in_use(node: Node, row: db.Volume) -> None:
     if row.attached:
         raise errors.refused(f"volume {row.name} is attached; run `pathctl detach {row.name}` first")
     if connection is not None:
-        raise errors.refused(f"volume {row.name} is in pair {connection.pair}; delete the pair first")
+        raise errors.refused(
+            f"volume {row.name} is in pair {connection.pair}; end that first with `pathctl pair delete {row.name}`"
+        )
     if entry is not None:
         raise errors.refused(f"volume {row.name} is part of a {entry.verb} under way; wait until it is finished")
 

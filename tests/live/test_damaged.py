@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 
+import psutil
 import pytest
 from live.daemons import BIN, Daemon, enrol
 from waiting import wait_until
@@ -190,3 +191,28 @@ def test_what_a_restore_advises_for_lost_files_is_what_works(hosts, tmp_path):
         ran = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
     assert alpha.rows() == []
+
+
+def test_a_mounted_device_whose_process_is_dead_is_refused_until_it_is_unmounted(hosts, tmp_path):
+    alpha, _ = hosts
+    device = alpha.call("attach", volume="va")["device"]
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    place = tmp_path / "mnt"
+    place.mkdir()
+    subprocess.run(["mount", device, place], check=True)
+    try:
+        (process,) = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(alpha.root / "run/pathctl/va.fuse") in (process.info["cmdline"] or [])
+        ]
+        process.kill()
+        wait_until(lambda: "has ended" in (alpha.volume("va")["failed"] or ""), "the device is dead")
+        for verb in ("detach", "attach"):
+            error = refused(alpha, verb, volume="va")
+            assert (error.code, f"{device} is mounted at {place}" in error.message) == (ErrorCode.REFUSED, True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    alpha.call("detach", volume="va")
+    assert alpha.volume("va")["attached"] is False
+    alpha.call("attach", volume="va")
