@@ -65,7 +65,7 @@ class Fio:
     def __init__(self, device):
         command = ["fio", "--name=job", f"--filename={device}", "--rw=randrw", "--bs=4k", "--iodepth=8", "--size=16m"]
         command += ["--ioengine=libaio", "--direct=1", "--verify=crc32c", "--verify_backlog=64", "--time_based"]
-        command += ["--runtime=60", "--output-format=json"]
+        command += ["--runtime=60", "--output-format=json", "--verify_state_save=0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def end(self):
