@@ -417,7 +417,7 @@ def step_label(node: Node, spec: Spec, step: str) -> str:
         "create_destination": f"destination volume ({there})",
         "first": connections[spec.first],
         "second": connections[spec.second],
-        "greet": f"greeting of {there} over the data port",
+        "greet": f"first contact with {there} over the data port",
         "ready": f"source ready ({here})",
     }[step]
 

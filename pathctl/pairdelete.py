@@ -136,9 +136,9 @@ async def plan(node: Node, row: db.Connection, *, force: bool) -> dict[str, Any]
         ) from error
     here, there = _names(node, row)
     steps = [
-        f"stop of the source ({here})",
-        f"end of the destination connection ({there})",
-        f"end of the source connection ({here})",
+        f"stop the path at the source, {here}: nothing is copied or mirrored any more",
+        f"free {there} from the pair",
+        f"free {here} from the pair",
     ]
     return {"plan": {"steps": [*steps, _what_is_left(node, row, found)], "loses": _what_is_lost(node, row, found)}}
 
