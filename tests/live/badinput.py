@@ -200,7 +200,7 @@ IN_USE = [
     Case("volume already paired", pair("beta:bpaired", "afree"), REFUSED, ("bpaired", "already in pair {pair}")),
     Case("volume already paired", "volume delete apaired --yes", REFUSED, ("apaired", "{pair}")),
     Case("volume already paired", "attach bpaired", REFUSED, ("bpaired", "destination"), at="beta"),
-    Case("volume already paired", "volume create apaired --size 8M", REFUSED, ("apaired",)),
+    Case("volume already paired", "volume create apaired --size 4M", REFUSED, ("apaired",)),
     Case("volume already paired", pair("apaired", "beta:bpaired", invalid="source"), REFUSED, ("apaired",)),
     Case("volume attached", "volume delete aatt --yes", REFUSED, ("aatt", "`pathctl detach aatt`")),
     Case("volume attached", pair("aatt", "beta:bfree", invalid="source"), REFUSED, ("aatt", "detach")),
