@@ -112,10 +112,12 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
 
 
 def _asked(node: Node, pair: str, kind: str) -> shapes.Event | None:
-    """The row's last change of that kind since the last change of state."""
+    """The row's last change of that kind since the last change of state; a loss meanwhile does not undo a wish."""
     for event in reversed(node.db.events(pair=pair, limit=100)):
-        if event.kind in (kind, "pair.state"):
-            return event if event.kind == kind else None
+        if event.kind == kind:
+            return event
+        if event.kind == "pair.state" and event.after not in (State.PARTITIONED, State.REFUSED):
+            return None
     return None
 
 

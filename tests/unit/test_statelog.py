@@ -184,3 +184,12 @@ def test_a_path_comes_is_lost_and_is_refused_once_each(node: Node) -> None:
         ("path.lost", "session 4", None, "and made anew between two looks"),
         ("path.up", "session 4", "session 6", None),
     ]
+
+
+def test_a_command_that_takes_effect_after_a_loss_is_still_its_callers(node: Node) -> None:
+    see(node, "Synchronized", 1)
+    with actor.by(ROOT, "pair.suspend"):
+        node.db.set_connection_state("pair-1", "suspended")
+    see(node, "Partitioned", 2, reason="process 7 of volume va is alive but does not answer")
+    see(node, "Suspended", 3)
+    assert recorded(node)[-1] == ("Partitioned", "Suspended", ROOT, "pathctl pair suspend")
