@@ -6,6 +6,7 @@ click finds it.  A command that may lose data goes through `careful`.
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,18 @@ class Size(click.ParamType[int]):
             return units.parse_size(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A length of time that ends: neither `inf` nor `nan`, which no bound turns away."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{str(value)!r} is no length of time; write seconds, as in 60", param, ctx)
+        return found
 
 
 class Rate(click.ParamType[str]):

@@ -22,7 +22,7 @@ Answer = clicommon.Answer
 @click.option(
     "--for", "state", type=click.Choice(STATES, case_sensitive=False), default=show.DONE_STATE, show_default=True
 )
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds.")
+@click.option("--timeout", "timeout_s", type=clicommon.Seconds(min=0), default=60.0, show_default=True, help="Seconds.")
 @clicommon.json_option
 def pair_wait(name: str, state: str, timeout_s: float) -> None:
     """Wait until a pair is in a state; also through a restart of pathctld."""

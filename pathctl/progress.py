@@ -40,7 +40,9 @@ def _or(known: float | None, before: float) -> float:
 
 def draw(pairs: list[Pair], percents: dict[str, float], width: int) -> list[text.Text]:
     """A line for each pair; where nothing is known of one's copy, its bar stays where it was."""
-    words = [show.progress_words(pair) for pair in pairs]
+    words = [show.progress_words(pair, True) for pair in pairs]
+    if max(map(len, words), default=0) > width - len("   ") - STATE - NAME_LEAST:
+        words = [show.progress_words(pair, False) for pair in pairs]
     figures = max(map(len, words), default=0)
     reasons = max((len("  " + pair["reason"]) for pair in pairs if pair["reason"]), default=0)
     name = min(NAME, max((len(show.handle(pair)) for pair in pairs), default=0))

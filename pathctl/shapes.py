@@ -140,7 +140,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: int  # grows by the order of events
     at: float
-    kind: str  # `pair.state`, `connection.created`, ...: see db.EVENTS
+    kind: str  # `pair.state`, `connection.created`, ...: schema.KINDS has all
     volume: str | None
     pair: str | None
     peer: str | None

@@ -33,15 +33,31 @@ def clean(text: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
-def table(headings: Row, rows: Sequence[Row], nothing: str) -> None:
-    """Print rows under headings, or `nothing` if there are none."""
+def table(headings: Row, rows: Sequence[Row], nothing: str, optional: Sequence[str] = ()) -> None:
+    """Print rows under headings, or `nothing` if there are none.
+
+    On a terminal that is too narrow for all, the columns of `optional` go, one by one from its first.
+    """
     cleaned = [[clean(cell) for cell in row] for row in rows]
     if not rows:
         print(nothing)
     elif is_terminal():
-        _rich_table(headings, cleaned)
+        _rich_table(*_narrowed(headings, cleaned, optional))
     else:
         _plain_table(headings, cleaned)
+
+
+def _narrowed(headings: Row, rows: Sequence[Row], optional: Sequence[str]) -> tuple[Row, Sequence[Row]]:
+    import shutil
+
+    width = shutil.get_terminal_size().columns
+    for name in optional:
+        needed = sum(max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)) - 2
+        if needed <= width:
+            break
+        at = headings.index(name)
+        headings, rows = [*headings[:at], *headings[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
+    return headings, rows
 
 
 def _rich_table(headings: Row, rows: Sequence[Row]) -> None:
@@ -220,18 +236,39 @@ def pair_line(found: Found) -> str:
     words = [short(found["pair"]), clean(handle(found)), found["state"]]
     if found["direction"]:
         words.append(_DIRECTIONS.get(found["direction"], found["direction"]))
-    words += [done(found), f"{number(left(found))} of {found['tracks']} tracks left", *_speed_words(found)]
+    words += [done(found), left_words(found), *_speed_words(found)]
     if found["reason"]:
         words.append(clean(found["reason"]))
     return "  ".join(words)
 
 
-def progress_words(found: Found) -> str:
-    """What stands beside a bar: how much is done and left in bytes, how fast, how long."""
+def left_words(found: Found) -> str:
+    """What is left of the copy under way, what it began with and what came to it since; else what is, of the volume."""
+    count, progress = left(found), found.get("progress")
+    if not count or progress is None or found["state"] != "SyncInProg":
+        return f"{number(count)} of {found['tracks']} tracks left"
+    added = f" and {progress['added_tracks']} added since" if progress["added_tracks"] else ""
+    return f"{counted(count, 'track')} left of {progress['start_tracks']} at the start{added}"
+
+
+def progress_words(found: Found, with_parts: bool) -> str:
+    """What stands beside a bar: how much is done and left in bytes, of what, how fast, how long."""
     count = left(found)
     words = [f"{done(found):>5}"]
-    words += [] if count is None else [f"{units.format_size(count * found['track_size'])} left"]
+    if count is not None:
+        words.append(
+            f"{units.format_size(count * found['track_size'])} left{_parts(found, count) if with_parts else ''}"
+        )
     return "  ".join([*words, *_speed_words(found)])
+
+
+def _parts(found: Found, count: int) -> str:
+    """` of 256M+3M`: what the copy under way began with, and what has been added since."""
+    progress = found.get("progress")
+    if not count or progress is None or found["state"] != "SyncInProg":
+        return ""
+    start, added = (units.format_size(progress[key] * found["track_size"]) for key in ("start_tracks", "added_tracks"))
+    return f" of {start}+{added}" if progress["added_tracks"] else f" of {start}"
 
 
 def _speed_words(found: Found) -> list[str]:
@@ -425,10 +462,10 @@ def settings(title: str, file: str, found: Sequence[Found], with_reasons: bool) 
 
 
 def value(found: object) -> str:
-    """As it would stand in the file; `-` where there is none."""
+    """As it would stand in the file."""
     if isinstance(found, bool):
         return str(found).lower()
-    return "-" if found is None else repr(found).replace("'", '"') if isinstance(found, str) else str(found)
+    return "none" if found is None else repr(found).replace("'", '"') if isinstance(found, str) else str(found)
 
 
 def events(found: Sequence[Found]) -> None:

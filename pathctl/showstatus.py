@@ -87,12 +87,14 @@ def _volumes(found: list[Found]) -> None:
         )
         for volume in found
     ]
-    show.table(("VOLUME", "SIZE", "SIDE", "PAIR", "DEVICE", "CLIENTS"), rows, "no volumes: pathctl volume create")
+    headings = ("VOLUME", "SIZE", "SIDE", "PAIR", "DEVICE", "CLIENTS")
+    show.table(headings, rows, "no volumes: pathctl volume create", ("CLIENTS", "PAIR", "SIDE"))
 
 
 def _pairs(found: list[Found]) -> None:
     headings = ("PAIR", "STATE", "SOURCE", "DESTINATION", "COPY TO", "DONE", "LEFT", "RATE", "TO GO", "SINCE")
-    show.table(headings, [_pair_row(pair) for pair in found], "no pairs: pathctl pair create")
+    rows = [_pair_row(pair) for pair in found]
+    show.table(headings, rows, "no pairs: pathctl pair create", ("SINCE", "COPY TO", "RATE", "PAIR", "DESTINATION"))
 
 
 def _pair_row(pair: Found) -> show.Row:

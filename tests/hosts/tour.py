@@ -32,7 +32,7 @@ VOLATILE = [
     (r"\b\d+(?:\.\d+)?[KMGT]?/s", r"\d+(?:\.\d+)?[KMGT]?/s"),
     (r"\b\d+(?:\.\d+)? ?(?:ms|min|s|h)\b(?: \d+ ?(?:min|s)\b)?", r"\d+(?:\.\d+)? ?(?:ms|min|s|h)(?: \d+ ?(?:min|s))?"),
     (r"\b\d+(?:\.\d+)?%", r"\d+(?:\.\d+)?%"),
-    (r"\b\d+ of (?=\d+ tracks)", r"\d+ of "),
+    (r"\b\d+ of (?=\d+ tracks)|\b\d+ (?=tracks left of)", r"\d+ (?:of )?"),
     (r"\b\d+\.\d+[KMGT]\b|\b\d+(?:\.\d+)?[KMGT]? left\b", r"\d+(?:\.\d+)?[KMGT]?(?: left)?"),
     (r"\(\d+(?:\.\d+)?[KMGT]?\)", r"\(\d+(?:\.\d+)?[KMGT]?\)"),
     (r"\s+", r"\s+"),

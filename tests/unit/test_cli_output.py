@@ -229,7 +229,9 @@ def test_a_reason_on_a_terminal_is_cut_and_neither_the_state_nor_a_figure(api: A
     lines = [line for line in re.split(r"[\r\n]+", shown) if line and not line.startswith("pathctl:")]
     assert max(map(len, lines)) <= columns
     drawn = " ".join(lines)
-    for word in ("Partitioned ", "Suspended ", "SyncInProg ", " 99.9%  64K left  20M/s  1m03s to go", " -  64K left"):
+    parts = " of 62.5M+1.5M" if columns >= 80 else ""
+    figures = f" 99.9%  64K left{parts}  20M/s  1m03s to go"
+    for word in ("Partitioned ", "Suspended ", "SyncInProg ", figures, " -  64K left"):
         assert word in drawn
     assert "beta does" in drawn
 
@@ -340,3 +342,14 @@ def test_why_is_a_few_sentences_and_what_to_type(api: Api, capsys: pytest.Captur
     shown = on_terminal(api, "why", "v", columns=80)
     assert "Type:" not in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_the_status_of_many_pairs_has_a_line_for_each_also_on_a_narrow_terminal(api: Api, columns: int) -> None:
+    pairs = [PAIR | {"pair": f"{number:08x}{PAIR['pair'][8:]}"} for number in range(12)]
+    api.answers["status"] = api.answers["status"] | {"pairs": pairs}
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_terminal(api, "status", columns=columns))
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert max(map(len, lines)) <= columns
+    assert sum("SyncInProg" in line and "99.9%" in line and "1m03s" in line for line in lines) == 12
+    assert len(lines) < 12 + 10

@@ -65,7 +65,7 @@ def test_a_piped_watch_prints_a_line_for_each_change_until_the_end(
     assert api.run("pair", "watch", "v") == errors.ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == ["Creating", "SyncInProg", "Synchronized"]
-    assert lines[1].endswith("99.9%  1 of 1024 tracks left  20M/s  1m03s to go")
+    assert lines[1].endswith("99.9%  1 track left of 1000 at the start and 24 added since  20M/s  1m03s to go")
 
 
 def test_a_watch_without_names_follows_all_pairs_to_the_end(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
