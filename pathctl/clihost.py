@@ -1,5 +1,6 @@
 """clihost - the commands about this host as a whole: host, peer, connection, config, backup, restore, metrics."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import click
 
 from pathctl import clicommon, errors, show, signals
 
+TOKEN_MOST = 1 << 16  # characters
 DEFAULT_PORT = 7630  # config.DEFAULT_PORT, which takes too long to import; a test holds them together
 
 
@@ -68,11 +70,17 @@ def peer_invite() -> None:
     clicommon.tell(clicommon.call("peer.invite"), "token", print)
 
 
-@peer.command("join", example="pathctl peer join TOKEN")
+@peer.command("join", example="pathctl peer join TOKEN\npathctl peer join -")
 @click.argument("token")
 @clicommon.json_option
 def peer_join(token: str) -> None:
-    """Get to know the host that made TOKEN, and be known to it."""
+    """Get to know the host that made TOKEN, and be known to it.
+
+    With - for TOKEN it is read from the standard input: `ps` and the shell's history show what is an argument.
+    """
+    if token == "-":
+        signals.wait_readable(sys.stdin.fileno())
+        token = sys.stdin.readline(TOKEN_MOST).strip()
     clicommon.tell(clicommon.call("peer.join", token=token), "peer", lambda found: show.peers([found]))
 
 

@@ -46,6 +46,24 @@ def ask(host: Daemon, line: str, answer: str) -> dict[str, Any]:
     return found
 
 
+def test_a_token_is_read_from_the_standard_input(tmp_path: Path) -> None:
+    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
+    try:
+        for host in (alpha, beta):
+            host.call("host.init", name=host.name, address="127.0.0.1", port=host.port)
+        token = alpha.call("peer.invite")["token"]
+        command = [BIN / "pathctl", "--root", beta.root, "peer", "join", "-", "--json"]
+        done = subprocess.run(command, input=f"{token}\n", capture_output=True, text=True, timeout=60, check=False)
+        assert json.loads(done.stdout)["peer"]["name"] == "alpha", done.stderr
+        empty = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (empty.returncode, "no token" in empty.stderr) == (errors.ExitCode.USAGE, True)
+    finally:
+        alpha.stop_all()
+        beta.stop_all()
+
+
 def test_what_real_daemons_answer_is_what_the_schema_says(hosts: tuple[Daemon, Daemon]) -> None:
     alpha, beta = hosts
     ask(alpha, "host show", "HostAnswer")
