@@ -63,7 +63,7 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
         if is_source and clients:
             raise Refused(
                 f"the source is in use by {clients} client(s) whose caches would be stale; "
-                "detach it first or use --force"
+                "detach it first (or --force: what they still write back then destroys the good copy)"
             )
         if not is_source:
             _check_whole(core)

@@ -31,7 +31,11 @@ def pair() -> None:
 @click.option("--size", type=clicommon.Size(), help="Of what is created; else that of the other volume.")
 @click.option("--track-size", type=clicommon.Size(), help="Of what is created; else that of the other volume, or 64K.")
 @click.option("--attach", is_flag=True, help="Make a block device of the source as well.")
-@click.option("--force", is_flag=True, help="Invalidate the source although it is in use.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Invalidate the source although it is attached: what is written back of its old data destroys the good copy.",
+)
 @click.option("--copy-rate", type=clicommon.Rate(), default="none", help="Limit of the copy, as in 50M; 0 pauses.")
 @clicommon.careful
 @clicommon.json_option

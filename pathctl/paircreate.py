@@ -18,6 +18,7 @@ from pathctl import (
     config,
     controlclient,
     db,
+    devices,
     errors,
     faults,
     logs,
@@ -173,7 +174,20 @@ def _what_is_overwritten(node: Node, spec: Spec) -> list[str]:
     lost, good = (here, there) if is_source else (there, here)
     if spec.create_source if is_source else spec.create_destination:
         return []
-    return [f"all {volumes.both(spec.size)} of {lost} are replaced by the data of {good}"]
+    replaced = f"all {volumes.both(spec.size)} of {lost} are replaced by the data of {good}"
+    return [replaced, *(_what_is_written_back(node, spec) if is_source else [])]
+
+
+def _what_is_written_back(node: Node, spec: Spec) -> list[str]:
+    """An attached source: the kernel knows nothing of the change, and writes go on to both sides."""
+    row = node.volume(spec.source)
+    if not row.attached:
+        return []
+    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    used = devices.use(row.device_path) if row.device_path else None
+    device = f"{row.device_path or here} is attached{f' and {used}' if used else ''}"
+    written = "what its page cache or file system still writes back of the old data"
+    return [f"{device}: {written} destroys the good copy at {there}, too"]
 
 
 def find_existing(node: Node, body: Create, source: str, peer: str, destination: str) -> db.Connection | None:
@@ -198,7 +212,8 @@ def _refuse_attached(node: Node, body: Create, source: str) -> None:
     if row is not None and row.attached and body.invalidate == "source" and not body.force:
         raise errors.refused(
             f"volume {source} is attached, so its content may be cached here and must not become invalid; detach it, "
-            "create the pair, then attach (or --force)"
+            "create the pair, then attach (or give --force: what the cache still writes back then destroys the good "
+            "copy at the destination)"
         )
 
 

@@ -212,7 +212,7 @@ async def delete(node: Node, body: Change) -> dict[str, Any]:
         row = node.volume(body.name)
         _refuse_in_use(node, row)
         if body.dry_run:
-            return _plan(*_what_goes(node, row))
+            return _plan(*await _what_goes(node, row))
         shown = await show_one(node, row.name)
         remove(node, row.name)
     return {"volume": shown}
@@ -226,12 +226,27 @@ def _tell_deleted(node: Node, name: str) -> None:
         raise errors.not_found(f"there is no volume {name} on this host any more: it has been deleted ({at})")
 
 
-def _what_goes(node: Node, row: db.Volume) -> tuple[list[str], list[str]]:
+async def _what_goes(node: Node, row: db.Volume) -> tuple[list[str], list[str]]:
     table = f"delete the track table {node.cfg.meta(row.name)}"
     if not row.managed:
-        return [f"leave {row.backing} as it is: it is not pathctl's", table, f"forget volume {row.name}"], []
+        steps = [f"leave {row.backing} as it is: it is not pathctl's", table, f"forget volume {row.name}"]
+        return steps, await _what_is_forgotten(node, row)
     data = f"{row.backing} with all {both(row.size)} of volume {row.name} is deleted"
     return [f"delete the file {row.backing}", table, f"forget volume {row.name}"], [data]
+
+
+async def _what_is_forgotten(node: Node, row: db.Volume) -> list[str]:
+    """What only the metadata tells of a backing that stays: it is going to look like any good disk."""
+    found = await planes.look(node, row.name)
+    untold = "as a plain disk nothing tells that any more"
+    if found.status is None:
+        return [f"whether the data on {row.backing} is complete is not known ({found.failed}), and {untold}"]
+    if found.status.incomplete or found.status.invalid:
+        return [f"that {row.backing} is incomplete: {incompleteness(row, found.status)}, and {untold}"]
+    if found.status.pair is not None:
+        reason = unknown_pair(row.name, found.status)
+        return [f"whether the data on {row.backing} is complete is not known, and {untold}: {reason}"]
+    return []
 
 
 async def accept(node: Node, body: Change) -> dict[str, Any]:

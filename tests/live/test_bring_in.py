@@ -5,10 +5,10 @@ import os
 import subprocess
 
 import pytest
-from live.daemons import Daemon, enrol
+from live.daemons import BIN, Daemon, enrol
 from waiting import wait_until
 
-from pathctl.errors import ErrorCode, PathctlError
+from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
 SIZE = 24 << 20
 
@@ -257,3 +257,67 @@ def test_a_backing_taken_while_the_host_was_down_is_waited_for_and_the_use_is_sh
         assert alpha.volume("home")["pid"] is None
     wait_until(lambda: alpha.call("pair.show", pair="home")["pair"]["state"] == "Synchronized", "it comes up by itself")
     assert alpha.volume("home")["failed"] is None
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_that_a_plain_disk_is_given_back_incomplete_is_not_forgotten_without_yes(hosts, image, side):
+    alpha, beta = hosts
+    alpha.call("volume.create", name="home", backing=str(image))
+    beta.call("volume.create", name="vb", size=SIZE)
+    host, pair = alpha, {"source": "home", "destination": "beta:vb"}
+    if side == "destination":
+        host, pair = beta, {"source": "vb", "destination": "alpha:home"}
+    host.call("pair.create", **pair, invalidate=side, copy_rate_bytes_s=0)
+    wait_until(lambda: alpha.volume("home")["incomplete"], "the volume knows that it lacks data")
+    host.call("pair.delete", pair=pair["source"], force=True)
+    (lost,) = alpha.call("volume.delete", name="home", dry_run=True)["plan"]["loses"]
+    lacking = f"{SIZE >> 16} of {SIZE >> 16} tracks, 24M ({SIZE} bytes)," if side == "source" else "some tracks"
+    assert lost == (
+        f"that {image} is incomplete: {lacking} of volume home were only on another host, and as a plain disk "
+        "nothing tells that any more"
+    )
+    refuse_without_yes(alpha, lost)
+    alpha.call("volume.accept", name="home")
+    assert alpha.call("volume.delete", name="home", dry_run=True)["plan"]["loses"] == []
+
+
+def refuse_without_yes(host, lost):
+    command = [BIN / "pathctl", "--root", host.root, "volume", "delete", "home"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+    assert (ended.returncode, lost in ended.stderr) == (ExitCode.REFUSED, True), ended.stderr
+    assert host.rows() == [{"volume": "home"}]
+
+
+@pytest.mark.parametrize("kind", ["missing", "damaged"])
+def test_that_nobody_knows_whether_a_plain_disk_is_complete_is_said_before_its_volume_is_deleted(alpha, image, kind):
+    alpha.call("volume.create", name="home", backing=str(image))
+    assert alpha.call("volume.delete", name="home", dry_run=True)["plan"]["loses"] == []
+    meta = alpha.image("home").with_suffix(".meta")
+    meta.unlink()
+    if kind == "damaged":
+        meta.write_bytes(os.urandom(8192))
+    (lost,) = alpha.call("volume.delete", name="home", dry_run=True)["plan"]["loses"]
+    assert lost.startswith(f"whether the data on {image} is complete is not known (")
+    refuse_without_yes(alpha, lost)
+    alpha.call("volume.delete", name="home")
+    assert (alpha.rows(), image.stat().st_size) == ([], SIZE)
+
+
+def test_what_an_attached_source_still_writes_back_is_named_before_it_is_invalidated(hosts, image, tmp_path):
+    alpha, beta = hosts
+    alpha.call("volume.create", name="home", backing=str(image))
+    beta.call("volume.create", name="vb", size=SIZE)
+    wanted = {"source": "home", "destination": "beta:vb", "invalidate": "source", "dry_run": True}
+    assert len(alpha.call("pair.create", **wanted)["plan"]["loses"]) == 1
+    device = alpha.call("attach", volume="home")["device"]
+    with mounted(device, tmp_path) as folder:
+        error = refused(alpha, "pair.create", **wanted)
+        assert (error.code, "destroys the good copy" in error.message) == (ErrorCode.REFUSED, True)
+        replaced, written = alpha.call("pair.create", **wanted, force=True)["plan"]["loses"]
+        assert "of alpha:home are replaced" in replaced
+        assert written == (
+            f"{device} is attached and mounted at {folder}: what its page cache or file system still writes back of "
+            "the old data destroys the good copy at beta:vb, too"
+        )
+    wanted["invalidate"] = "destination"
+    assert len(alpha.call("pair.create", **wanted, force=True)["plan"]["loses"]) == 1
