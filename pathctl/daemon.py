@@ -10,11 +10,13 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import importlib.metadata
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable
+from typing import NoReturn
 
 import aiohttp
 from aiohttp import web
@@ -34,6 +36,7 @@ from pathctl import (
     planes,
     process,
     rootlock,
+    signals,
     supervise,
     volumes,
 )
@@ -48,8 +51,15 @@ LOOK_S = 0.1
 CLOSE_LIMIT_S = 5.0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitCode.USAGE, f"pathctld: {' '.join(message.split())}; see `pathctld --help`\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="pathctld", description="The daemon of pathctl on this host.")
+    found = _Parser(prog="pathctld", description="The daemon of pathctl on this host.")
+    version = f"pathctld, version {importlib.metadata.version('pathctl')}"
+    found.add_argument("--version", action="version", version=version, help="show the version and exit")
     found.add_argument("--root", help="folder that takes the place of / (default: $PATHCTL_ROOT, else /)")
     found.add_argument("--stop-all", action="store_true", help="end pathctld, all volumes' processes and devices")
     return found
@@ -63,13 +73,24 @@ def main() -> None:
         logs.set_up(cfg.settings.log)
         config.check_socket_path(cfg.api_socket)
         cfg.make_folders()
-        asyncio.run(_stop_all(cfg) if arguments.stop_all else _serve_alone(cfg))
+        asyncio.run(_to_the_end(_stop_all(cfg) if arguments.stop_all else _serve_alone(cfg)))
     except PathctlError as error:
         print(f"pathctld: {error.message}", file=sys.stderr)
         sys.exit(ExitCode.of(error.code))
     except OSError as error:
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            print(f"pathctld: you may not use {error.filename}, so nothing was done: run it as root", file=sys.stderr)
+            sys.exit(ExitCode.REFUSED)
         print(f"pathctld: {error}", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
+
+
+async def _to_the_end(work: Awaitable[None]) -> None:
+    """A loop that is closed puts Python's own handler back, and Ctrl-C would be a traceback again."""
+    try:
+        await work
+    finally:
+        signals.hold()
 
 
 def _load(root: str | None, *, is_ending: bool) -> config.Config:
@@ -110,6 +131,7 @@ async def _stop_all(cfg: config.Config) -> None:
 
 
 async def _ask_to_stop(cfg: config.Config) -> None:
+    _end_at_once("interrupted; the running pathctld may go on with it: see `pathctl status`")
     limits = aiohttp.ClientTimeout(total=STOP_ALL_LIMIT_S)
     try:
         async with (
@@ -127,6 +149,11 @@ async def _ask_to_stop(cfg: config.Config) -> None:
         ) from error
 
 
+def _end_at_once(sentence: str) -> None:
+    """At Ctrl-C while everything is being ended: not with exit code 0, because it is not."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, signals.end, "pathctld", sentence)
+
+
 async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     """Run a node until SIGTERM, SIGINT or host.shutdown; without `serving`, only to end everything."""
     database = db.Database(cfg.database)
@@ -138,6 +165,8 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if not serving:
+        _end_at_once("interrupted; what is not ended yet goes on: repeat `pathctld --stop-all`")
     loop.add_signal_handler(
         signal.SIGHUP, log.warning, "SIGHUP changes nothing: to read the settings anew, restart pathctld"
     )
@@ -301,7 +330,3 @@ async def _listen_for_peers(node: Node, protocol: web.Server) -> asyncio.Server:
                 log.warning("%s:%s cannot be listened on: %s; trying on", host.address, host.port, error)
             node.listen_error = os.strerror(error.errno) if error.errno else str(error)  # strerror is asyncio's own
             await asyncio.sleep(node.cfg.timeouts.retry_s)
-
-
-if __name__ == "__main__":
-    main()

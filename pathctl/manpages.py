@@ -54,8 +54,9 @@ DAEMON_EXITS = [
     ("0", "ended as it was asked to"),
     ("1", "a file cannot be read or written, or a mistake in pathctld; standard error says which"),
     ("2", "wrong usage, or wrong settings: the line is named"),
-    ("4", "refused: another pathctld runs on this root, or something that --stop-all would end is in use"),
+    ("4", "refused: not root, another pathctld runs on this root, or something that --stop-all would end is in use"),
     ("5", "the pathctld that --stop-all asks does not answer"),
+    ("130", "interrupted by Ctrl-C before it served, or with --stop-all before everything was ended"),
 ]
 
 
@@ -74,7 +75,7 @@ def _daemon_page() -> str:
     ]
     sections = [
         ("NAME", [r"pathctld \- the daemon of pathctl"]),
-        ("SYNOPSIS", [r"\fBpathctld\fR [\-\-root ROOT] [\-\-stop\-all]"]),
+        ("SYNOPSIS", [r"\fBpathctld\fR [\-\-version] [\-\-root ROOT] [\-\-stop\-all]"]),
         ("DESCRIPTION", _paragraphs(DAEMON)),
         ("OPTIONS", _items(options)),
         ("SIGNALS", _items(DAEMON_SIGNALS)),

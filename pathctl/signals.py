@@ -4,6 +4,8 @@ The program is started with SIGINT blocked (scripts/setup writes `env --block-si
 that Python itself cannot be hit while it begins.  `allow` lets SIGINT end the program as it ends any other; `catch`,
 once all is imported, says in one sentence what goes on without it.  What pathctld was asked to do is not ended by
 either: it runs there.
+
+pathctld begins in the same way (entryd), and ends by `allow` until its loop has handlers of its own.
 """
 
 import os
@@ -44,10 +46,19 @@ def wait_readable(number: int, limit_s: float | None = None) -> None:
     select.select([number] if _woken is None else [number, _woken], [], [], limit_s)
 
 
+def hold() -> None:
+    """What comes from now on comes too late: the process is ending."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 def _end(_number: int, _frame: object) -> None:
+    end("pathctl", _sentence)
+
+
+def end(program: str, sentence: str) -> None:
     """Past every `finally`: there is nothing to put in order but a cursor that a progress bar has hidden."""
     shown = b"\x1b[?25h" if os.isatty(1) else b""
     try:
-        os.write(2, shown + b"\n" * os.isatty(2) + f"pathctl: {_sentence}\n".encode())
+        os.write(2, shown + b"\n" * os.isatty(2) + f"{program}: {sentence}\n".encode())
     finally:
         os._exit(INTERRUPTED)
