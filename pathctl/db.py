@@ -269,15 +269,6 @@ class Database:
             row = self._sql.execute("SELECT state, since FROM states WHERE pair = ?", (pair,)).fetchone()
         return None if row is None else (row["state"], row["since"])
 
-    def copy_to(self, path: Path) -> None:
-        """A consistent copy of the whole file, for a backup; `path` must not exist."""
-        with self._told():
-            copy = sqlite3.connect(path)
-            try:
-                self._sql.backup(copy)
-            finally:
-                copy.close()
-
     # host and peers
 
     def host(self) -> Host | None:
@@ -296,11 +287,6 @@ class Database:
 
     def peer(self, name: str) -> Peer | None:
         return self._one(Peer, "SELECT * FROM peers WHERE name = ?", name)
-
-    def move_host(self, address: str, port: int) -> None:
-        """This host is reached elsewhere from now on."""
-        with self._change() as sql:
-            sql.execute("UPDATE host SET address = ?, port = ?", (address, port))
 
     def upsert_peer(self, peer: Peer) -> None:
         """Enrol a peer, or take over the new endpoint of one whose certificate is the same."""

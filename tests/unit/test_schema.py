@@ -43,7 +43,7 @@ def test_every_change_of_configuration_records_itself_once(database):
     database.set_copy_rate("pair-1", 1 << 20)
     database.set_connection_state("pair-1", "ready")
     database.set_connection_state("pair-1", "suspended")
-    database.move_host("10.0.0.9", 7631)
+    database.set_host(db.Host("alpha", "10.0.0.9", 7631))
     database.upsert_peer(msgspec.structs.replace(PEER, address="10.0.0.8"))
     database.upsert_peer(msgspec.structs.replace(PEER, address="10.0.0.8"))
     database.delete_connection("pair-1")
@@ -141,8 +141,8 @@ def test_a_file_of_the_first_schema_is_copied_and_brought_up_to_date(tmp_path):
         database = db.Database(path)
         assert database.host() == db.Host("alpha", "10.0.0.1", 7630)
         database.set_copy_rate("no such pair", 1)
-        database.move_host("10.0.0.3", 7630) if database.host() else None
-        database.move_host("10.0.0.1", 7630)
+        for address in ("10.0.0.3", "10.0.0.1"):
+            database.set_host(db.Host("alpha", address, 7630))
         database.close()
     (backup,) = tmp_path.glob("*.schema-*")
     assert (backup.name, backup.stat().st_mode & 0o777) == ("pathctl.db.schema-1", 0o600)
