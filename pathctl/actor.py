@@ -11,6 +11,20 @@ who: ContextVar[str] = ContextVar("who", default="pathctld")  # `uid 0 (root)`, 
 why: ContextVar[str | None] = ContextVar("why", default=None)  # the verb that was asked for: `pair.suspend`
 
 ITSELF = "pathctld"
+NAME_MOST = 100  # characters of what a peer says of its user
+
+_AT_HOST = "{} at host {}"
+
+
+def of_peer(peer: str, name: str | None) -> str:
+    """`uid 0 (root) at host beta`: who asked there is the peer's word, that it was there we know ourselves."""
+    shown = "".join(letter for letter in name or "" if letter.isprintable())[:NAME_MOST].strip()
+    return _AT_HOST.format(shown, peer) if shown else f"host {peer}"
+
+
+def at_host(name: str, host: str, ours: str) -> str:
+    """Who asked for something, as `host` tells it to this one, which may be where it was asked."""
+    return name if name.endswith(_AT_HOST.format("", ours)) else _AT_HOST.format(name, host)
 
 
 @contextmanager

@@ -245,12 +245,21 @@ async def _forward_pair(node: Node, half: Half, verb: str, body: msgspec.Struct)
 async def _forward(node: Node, peer: str, verb: str, body: msgspec.Struct, limit_s: float) -> dict[str, Any]:
     """The source's answer, its pair as seen from here."""
     look, pair = pairview.begin_look(), str(getattr(body, "pair", ""))
-    node.forwarding[pair] = (actor.who.get(), verb)
+    who = actor.who.get()
+    wanted = Forward(verb, msgspec.to_builtins(body), who if await _knows_actor(node, peer) else None)
+    node.forwarding[pair] = (who, verb)
     try:
-        answer = await peers.call(node, peer, "forward", Forward(verb, msgspec.to_builtins(body)), limit_s)
+        answer = await peers.call(node, peer, "forward", wanted, limit_s)
     finally:
         node.forwarding.pop(pair, None)
     return {**answer, "pair": pairview.take_answer(node, peer, answer["pair"], look)} if "pair" in answer else answer
+
+
+async def _knows_actor(node: Node, peer: str) -> bool:
+    try:
+        return await peers.version(node, peer) >= protocol.ACTOR
+    except NoAnswer as error:  # nothing but that was asked
+        raise NoAnswer(error.code, error.message, sent=False) from error
 
 
 async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:
@@ -263,6 +272,7 @@ async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:
     except msgspec.ValidationError as error:
         raise errors.usage(f"{body.verb}: {error}") from error
     _check_forwarded(node, peer, inner)
+    actor.who.set(actor.of_peer(peer, body.actor))
     actor.why.set(body.verb)
     return await handler(node, inner)
 

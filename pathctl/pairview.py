@@ -51,11 +51,12 @@ class Look(msgspec.Struct, frozen=True):
     is_fresh: bool = True
 
 
-class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A verb about a pair that its source's host is to carry out."""
 
     verb: str
     body: dict[str, Any]
+    actor: str | None = None  # who asked; version 1 of the control protocol does not know it
 
 
 class Half(msgspec.Struct, frozen=True):

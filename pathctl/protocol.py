@@ -6,7 +6,8 @@ refuses before anything is changed: a called one reads the header first, and a c
 (`ping`) whether a host announces itself before it calls it for anything else.
 
     1  no announcement
-    2  announces itself; `ping` tells the time; knows the verbs of SINCE, and dry runs that are forwarded
+    2  announces itself; `ping` tells the time; knows the verbs of SINCE; what is forwarded may be a dry run, and says
+       who asked
 
 For tests $PATHCTL_PROTOCOL=`OLDEST-NEWEST` makes pathctld play another release: `1-1` announces nothing and knows no
 newer verb, `9-10` is one that has dropped ours.  The data planes have versions of their own (nbdplugin/lineage.py)
@@ -23,6 +24,7 @@ HEADER = "Pathctl-Protocol"
 
 SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2}  # verbs between hosts that version 1 does not know
 DRY_RUN = 2  # the version from which a forwarded verb may be a dry run
+ACTOR = 2  # the version from which a forwarded verb says who asked for it
 
 
 class Versions(NamedTuple):

@@ -144,7 +144,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     volume: str | None
     pair: str | None
     peer: str | None
-    actor: str  # who asked: `uid 0 (root)`, `host beta`, `pathctld`
+    actor: str  # who asked: `uid 0 (root)`, `uid 0 (root) at host beta`, `host beta`, `pathctld`
     before: str | None
     after: str | None
     cause: str | None

@@ -99,9 +99,10 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     if told is not None and known.is_alone:
         return actor.ITSELF, f"pathctld of host {told.host} is heard again"
     if told is not None and told.cause is not None:
-        is_asked = told.actor not in (None, actor.ITSELF)
-        by = f" (asked for by {told.actor} at host {told.host})" if is_asked else ""
-        return (f"host {told.host}" if is_asked else actor.ITSELF), told.cause + by
+        if told.actor in (None, actor.ITSELF):
+            return actor.ITSELF, told.cause
+        asked = actor.at_host(told.actor, told.host, node.host().name)
+        return f"host {told.host}", f"{told.cause} (asked for by {asked})"
     kind = _ASKED_AFTER.get(State(pair.state))
     if kind is None and known.state is not None:
         kind = _ASKED_BEFORE.get(State(known.state))

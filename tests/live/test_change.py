@@ -556,7 +556,7 @@ def test_a_command_that_the_data_plane_did_not_answer_is_told_as_pending_and_car
     events = alpha.call("events.list", pair="va")["events"]
     (found,) = [event for event in events if (event["kind"], event["after"]) == ("pair.state", "Suspended")]
     assert found["cause"] == "pathctl pair suspend"
-    assert found["actor"] == ("uid 0 (root)" if asked == "alpha" else "host beta")
+    assert found["actor"] == ("uid 0 (root)" if asked == "alpha" else "uid 0 (root) at host beta")
 
 
 def test_a_delete_asked_for_while_the_peer_is_gone_names_the_half(hosts):

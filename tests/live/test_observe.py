@@ -95,7 +95,7 @@ def test_a_pairs_life_is_told_at_both_hosts_with_who_asked_and_each_change_once(
         ]
     asked = {after: actor for _before, after, actor in at_alpha if after in ("Creating", "Suspended", "Deleting")}
     assert asked == {"Creating": ROOT, "Suspended": ROOT, "Deleting": ROOT}
-    assert next(actor for before, _after, actor in at_alpha if before == "Suspended") == "host beta"
+    assert next(actor for before, _after, actor in at_alpha if before == "Suspended") == f"{ROOT} at host beta"
     asked = {after: actor for _before, after, actor in at_beta if after in ("Creating", "Suspended", "Deleting")}
     assert asked == dict.fromkeys(asked, "host alpha")
     assert next(actor for before, _after, actor in at_beta if before == "Suspended") == ROOT
@@ -183,6 +183,17 @@ def test_why_names_the_command_that_this_host_has_to_type(hosts) -> None:
         why = msgspec.convert(host.call("pair.why", pair=name)["why"], shapes.Why)
         assert (why.state, why.command) == ("Suspended", f"pathctl pair resume {name}")
         assert f"asked for by {who}" in why.cause
+
+
+def test_what_was_asked_at_the_other_host_says_by_whom_there(hosts) -> None:
+    alpha, beta = hosts
+    pair = make_pair(alpha)["pair"]
+    beta.call("pair.suspend", pair="vb")
+    wait_state(alpha, "va", "Suspended")
+    (row,) = events_of(alpha, "connection.suspended", pair=pair)
+    assert (row.actor, row.cause) == (f"{ROOT} at host beta", "pair.suspend")
+    why = msgspec.convert(alpha.call("pair.why", pair="va")["why"], shapes.Why)
+    assert why.cause == f"It was asked for by {ROOT} at host beta: pathctl pair suspend."
 
 
 def test_a_command_that_fails_is_an_event_and_a_look_that_fails_is_none(hosts) -> None:

@@ -47,6 +47,8 @@ def test_a_host_of_the_first_version_works_with_one_of_ours(hosts, old):
     wait_state(alpha, "Synchronized")
     wait_state(beta, "Synchronized")
     beta.call("pair.suspend", pair="vb")
+    found = [event for event in alpha.call("events.list")["events"] if event["kind"] == "connection.suspended"]
+    assert [event["actor"] for event in found] == ["host beta"], "the first version does not say who asked there"
     beta.call("pair.resume", pair="vb")
     wait_state(alpha, "Synchronized")
     beta.call("pair.delete", pair="vb")

@@ -148,6 +148,28 @@ def test_a_destination_tells_what_the_source_told_it(node: Node) -> None:
     assert recorded(node)[-1][2:] == ("pathctld", "pathctld of host beta is heard again")
 
 
+def test_what_was_asked_for_here_is_told_by_the_other_host_with_one_host(node: Node) -> None:
+    see(node, "Synchronized", 1, side="destination")
+    see(node, "Suspended", 2, side="destination", told=Told("beta", f"{ROOT} at host alpha", "pathctl pair suspend"))
+    asked = f"pathctl pair suspend (asked for by {ROOT} at host alpha)"
+    assert recorded(node)[-1][2:] == ("host beta", asked)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (ROOT, f"{ROOT} at host beta"),
+        (None, "host beta"),
+        ("\n\x1b\u200b ", "host beta"),
+        ("uid 0\n\x1b[31m", "uid 0[31m at host beta"),
+        ("pathctld", "pathctld at host beta"),
+        ("x" * 1000, "x" * 100 + " at host beta"),
+    ],
+)
+def test_what_a_peer_says_of_its_user_is_bounded_and_always_its_word(said: str | None, kept: str) -> None:
+    assert actor.of_peer("beta", said) == kept
+
+
 def test_a_command_that_is_just_being_forwarded_is_its_users_here(node: Node) -> None:
     see(node, "Synchronized", 1, side="destination")
     node.forwarding["pair-1"] = (ROOT, "pair.suspend")
