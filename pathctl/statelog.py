@@ -103,21 +103,23 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
             return actor.ITSELF, told.cause
         asked = actor.at_host(told.actor, told.host, node.host().name)
         return f"host {told.host}", f"{told.cause} (asked for by {asked})"
-    kind = _ASKED_AFTER.get(State(pair.state))
+    since: str = pair.state
+    kind = _ASKED_AFTER.get(State(since))
     if kind is None and known.state is not None:
-        kind = _ASKED_BEFORE.get(State(known.state))
-    found = _asked(node, pair.pair, kind) if kind else None
+        since = known.state
+        kind = _ASKED_BEFORE.get(State(since))
+    found = _asked(node, pair.pair, kind, since) if kind else None
     if found is not None and found.actor != actor.ITSELF:
         return found.actor, _command(found.cause)
     return actor.ITSELF, _cause(pair, known.state)
 
 
-def _asked(node: Node, pair: str, kind: str) -> shapes.Event | None:
-    """The row's last change of that kind since the last change of state; a loss meanwhile does not undo a wish."""
+def _asked(node: Node, pair: str, kind: str, since: str) -> shapes.Event | None:
+    """The row's last change of that kind since the pair came into state `since`; others meanwhile undo no wish."""
     for event in reversed(node.db.events(pair=pair, limit=100)):
         if event.kind == kind:
             return event
-        if event.kind == "pair.state" and event.after not in (State.PARTITIONED, State.REFUSED):
+        if event.kind == "pair.state" and event.after == since:
             return None
     return None
 
