@@ -485,7 +485,7 @@ def test_progress_is_monotone_through_host_writes_and_killed_processes(hosts) ->
     alpha.call("volume.create", name="va", size=size)
     alpha.image("va").write_bytes(os.urandom(size))
     make_pair(alpha, size, copy_rate_bytes_s=6 << 20)
-    writer = Writer(alpha, "va", size)
+    writer = Writer(alpha, "va", size // 4)  # of two active extents the first: what a kill owes anew is not all
     writer.start()
     found: list[shapes.Progress] = []
 
@@ -498,9 +498,9 @@ def test_progress_is_monotone_through_host_writes_and_killed_processes(hosts) ->
         found.extend([pair.progress] if pair.progress else [])
         return bool(found) and found[-1].percent >= until
 
-    wait_until(lambda: follow(45), "almost half is copied, and the track table was written more than once")
+    wait_until(lambda: follow(70), "much is copied, and the track table was written more than once")
     os.kill(pid_of(alpha, "va"), signal.SIGKILL)
-    wait_until(lambda: follow(60), "it goes on")
+    wait_until(lambda: follow(80), "it goes on")
     alpha.kill()
     alpha.start()
     wait_until(lambda: follow(100), "all is copied")
