@@ -69,6 +69,7 @@ def main() -> None:
     """The program pathctld."""
     arguments = parser().parse_args()
     try:
+        _refuse_stranger(config.at(arguments.root))
         cfg = _load(arguments.root, is_ending=arguments.stop_all)
         logs.set_up(cfg.settings.log)
         config.check_socket_path(cfg.api_socket)
@@ -91,6 +92,13 @@ async def _to_the_end(work: Awaitable[None]) -> None:
         await work
     finally:
         signals.hold()
+
+
+def _refuse_stranger(cfg: config.Config) -> None:
+    """Raises PermissionError for a user who may not read the settings: to be told that, not all that it leads to."""
+    if os.geteuid() != 0:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), (cfg.etc / "pathctl.toml").open():
+            pass
 
 
 def _load(root: str | None, *, is_ending: bool) -> config.Config:
