@@ -58,43 +58,46 @@ def _get_errno(error: PathError) -> int:
     return errno.EIO
 
 
-def _border(callback: Callable[..., T]) -> Callable[..., T]:
-    """nbdkit writes a line with the error's text for each that is raised here."""
+def _tell(callback: Callable[..., T], error: Exception) -> None:
+    """What nbdkit's client is told of an error; nbdkit itself writes a line with its text."""
+    if isinstance(error, PathError):
+        nbdkit.set_error(_get_errno(error))
+    else:
+        log.error("%s failed", callback.__name__, exc_info=error)
 
+
+def _border(callback: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(callback)
     def guarded(handle: _Handle, *arguments: Any) -> T:
         handle.pins.pin()
         try:
             return callback(handle, *arguments)
-        except PathError as error:
-            nbdkit.set_error(_get_errno(error))
-            raise
-        except Exception:
-            log.exception("%s failed", callback.__name__)
+        except Exception as error:
+            _tell(callback, error)
             raise
 
     return guarded
 
 
 def _timed(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """As `_border`, and the request's time, also of one that fails, is noted."""
+    """As `_border`, and the request's time, also of one that fails, is noted: one call for both, on each request."""
 
     def wrap(callback: Callable[..., T]) -> Callable[..., T]:
-        inner = _border(callback)
-
         @functools.wraps(callback)
-        def timed(handle: _Handle, *arguments: Any) -> T:
+        def guarded(handle: _Handle, *arguments: Any) -> T:
             start = monotonic()
+            handle.pins.pin()
             histogram = getattr(handle.stats, kind)
             try:
-                return inner(handle, *arguments)
-            except BaseException:
+                return callback(handle, *arguments)
+            except Exception as error:
                 histogram.errors += 1
+                _tell(callback, error)
                 raise
             finally:
                 histogram.note(monotonic() - start)
 
-        return timed
+        return guarded
 
     return wrap
 
