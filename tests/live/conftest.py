@@ -1,4 +1,4 @@
-"""Planes for the live tests: each test has its own folder, and every process it started is ended with it."""
+"""Planes and hosts for the live tests: each test has its own folder, and what it started is ended with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from live.daemons import Daemon, enrol, nbdkits
 from live.planes import Pair, Plane
 
 MIB = 1 << 20
@@ -41,3 +42,18 @@ def make_pair(make_plane: Callable[..., Plane]) -> MakePair:
         return pair
 
     return make
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[Daemon, Daemon]]:
+    """alpha and beta, running and enrolled with each other."""
+    alpha, beta = Daemon(tmp_path, "alpha"), Daemon(tmp_path, "beta")
+    try:
+        alpha.start()
+        beta.start()
+        enrol(alpha, beta)
+        yield alpha, beta
+    finally:
+        alpha.stop_all()
+        beta.stop_all()
+        assert not nbdkits(tmp_path), "nothing is left behind"

@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 from waiting import WAIT_S, wait_until
 
 from pathctl import client, errors
 
 BIN = Path(sys.executable).parent
+SIZE = 8 << 20  # bytes, of make_volumes
 
 
 def free_port() -> int:
@@ -109,3 +111,21 @@ def enrol(alpha: Daemon, beta: Daemon) -> None:
     for daemon in (alpha, beta):
         daemon.call("host.init", name=daemon.name, address="127.0.0.1", port=daemon.port)
     beta.call("peer.join", token=alpha.call("peer.invite")["token"])
+
+
+def nbdkits(folder: Path) -> list[int]:
+    """The nbdkit processes of all roots below the folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if any(str(folder) in word for word in words) and any(word.startswith("control=") for word in words):
+            found += [process.pid] if process.info["status"] != psutil.STATUS_ZOMBIE else []
+    return found
+
+
+def make_volumes(alpha: Daemon, beta: Daemon) -> None:
+    """alpha:va and beta:vb, of SIZE random bytes each."""
+    alpha.call("volume.create", name="va", size=SIZE)
+    beta.call("volume.create", name="vb", size=SIZE)
+    alpha.image("va").write_bytes(os.urandom(SIZE))
+    beta.image("vb").write_bytes(os.urandom(SIZE))

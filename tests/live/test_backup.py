@@ -14,24 +14,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from live.daemons import Daemon, enrol
+from live.daemons import Daemon
 from waiting import wait_until
 
 from pathctl import backup, config, shapes
 from pathctl.errors import ErrorCode, PathctlError
 
 SIZE = 4 << 20
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
-    try:
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
 
 
 @pytest.fixture

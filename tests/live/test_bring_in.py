@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from live.daemons import BIN, Daemon, enrol
+from live.daemons import BIN, Daemon
 from waiting import wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
@@ -22,17 +22,6 @@ def alpha(tmp_path):
     host = Daemon(tmp_path, "alpha").start()
     yield host
     host.stop_all()
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
-    try:
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
 
 
 @pytest.fixture

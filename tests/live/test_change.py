@@ -9,31 +9,12 @@ import threading
 
 import psutil
 import pytest
-from live.daemons import BIN, Daemon, enrol
+from live.daemons import BIN, SIZE, make_volumes
 from waiting import wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
-SIZE = 8 << 20
 TRACKS = SIZE >> 16
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
-    try:
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
-
-
-def make_volumes(alpha, beta):
-    alpha.call("volume.create", name="va", size=SIZE)
-    beta.call("volume.create", name="vb", size=SIZE)
-    alpha.image("va").write_bytes(os.urandom(SIZE))
-    beta.image("vb").write_bytes(os.urandom(SIZE))
 
 
 def create(host, **fields):

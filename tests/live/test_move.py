@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 import pytest
-from live.daemons import BIN, Daemon, enrol
+from live.daemons import BIN, Daemon
 from waiting import wait_until
 
 from pathctl import config, pki
@@ -17,17 +17,6 @@ from pathctl.errors import ErrorCode, PathctlError
 
 SIZE = 16 << 20
 NEW = "127.0.0.2"
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
-    try:
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
 
 
 def create(alpha, beta, **fields):

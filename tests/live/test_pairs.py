@@ -10,42 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from live.daemons import BIN, Daemon, enrol
+from live.daemons import BIN, SIZE, make_volumes, nbdkits
 from waiting import wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
-SIZE = 8 << 20
 ORDERS = ("source", "destination")
-
-
-@pytest.fixture
-def hosts(tmp_path):
-    alpha, beta = Daemon(tmp_path, "alpha").start(), Daemon(tmp_path, "beta").start()
-    try:
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
-        assert not nbdkits(tmp_path), "nothing is left behind"
-
-
-def nbdkits(folder: Path) -> list[int]:
-    """The nbdkit processes of all roots below the folder."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if any(str(folder) in word for word in words) and any(word.startswith("control=") for word in words):
-            found += [process.pid] if process.info["status"] != psutil.STATUS_ZOMBIE else []
-    return found
-
-
-def make_volumes(alpha, beta):
-    alpha.call("volume.create", name="va", size=SIZE)
-    beta.call("volume.create", name="vb", size=SIZE)
-    alpha.image("va").write_bytes(os.urandom(SIZE))
-    beta.image("vb").write_bytes(os.urandom(SIZE))
 
 
 def create(alpha, **fields):
