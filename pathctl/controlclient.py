@@ -47,9 +47,15 @@ class Status(msgspec.Struct, frozen=True):
     operation: str | None = None
     committed: bool = False
     ready: bool = False
+    on_path_loss: str | None = None  # None: an older data plane, which goes on
     session: int | None = None
     link: str = "none"
     link_error: str | None = None
+    verdict: str | None = None  # the machine's word for the last refusal of a greeting
+    peer_last_write: float | None = None  # as the refusing peer said
+    generation: str = ""
+    ancestors: list[str] = msgspec.field(default_factory=list)
+    last_write: float | None = None  # seconds since the epoch; may be a minute old
     heard_s: float | None = None  # role peer: since when nothing has come from the source
     invalid: int = 0
     owed: int = 0

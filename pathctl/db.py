@@ -27,7 +27,8 @@ KEEP_EVENTS = 10_000
 Side = Literal["source", "destination"]
 VolumeState = Literal["creating", "ready", "deleting"]
 ConnectionState = Literal["creating", "ready", "suspended", "deleting"]
-Verb = Literal["pair.create", "pair.delete"]
+OnPathLoss = Literal["continue", "stop"]
+Verb = Literal["pair.create", "pair.delete", "pair.resolve"]
 Role = Literal["coordinator", "participant"]
 JournalState = Literal["forward", "committed", "undoing"]
 Outcome = Literal["done", "undone", "deleted"]
@@ -72,6 +73,7 @@ class Connection(msgspec.Struct, frozen=True):
     state: ConnectionState = "creating"
     port: int | None = None
     copy_rate_bytes_s: int | None = None
+    on_path_loss: OnPathLoss = "continue"
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -377,9 +379,7 @@ class Database:
         with self._change() as sql:
             _refuse_ended(sql, row.operation, row.pair)
             _refuse_taken(sql, row.volume, row.operation)
-            columns = msgspec.structs.asdict(row)
-            names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-            sql.execute(f"INSERT INTO connections ({names}) VALUES ({marks})", tuple(columns.values()))
+            _insert(sql, "connections", row)
 
     @_ends
     def set_connection_state(self, pair: str, state: ConnectionState) -> None:
@@ -393,6 +393,10 @@ class Database:
     def set_copy_rate(self, pair: str, rate_bytes_s: int | None) -> None:
         with self._change() as sql:
             sql.execute("UPDATE connections SET copy_rate_bytes_s = ? WHERE pair = ?", (rate_bytes_s, pair))
+
+    def set_on_path_loss(self, pair: str, on_path_loss: OnPathLoss) -> None:
+        with self._change() as sql:
+            sql.execute("UPDATE connections SET on_path_loss = ? WHERE pair = ?", (on_path_loss, pair))
 
     @_ends
     def delete_connection(self, pair: str) -> None:
@@ -428,9 +432,7 @@ class Database:
                 raise _busy(entry.volume, found)
             if entry.verb == "pair.create":
                 _refuse_taken(sql, entry.volume, entry.operation)
-            columns = msgspec.structs.asdict(entry)
-            names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-            sql.execute(f"INSERT INTO journal ({names}) VALUES ({marks})", tuple(columns.values()))
+            _insert(sql, "journal", entry)
             if entry.verb == "pair.delete":
                 sql.execute("UPDATE connections SET state = 'deleting' WHERE pair = ?", (entry.pair,))
 
@@ -438,6 +440,44 @@ class Database:
     def open_deleting(self, entry: Entry) -> None:
         """As `open_entry`, for an operation that ends something."""
         self.open_entry(entry)
+
+    def open_rejoining(self, entry: Entry, row: Connection) -> None:
+        """Make this host's half of a pair again for an operation that resolves it, although the pair has ended here.
+
+        The same again is fine.  The entry's `spec` says whether it had, for `undo_rejoining`.
+        """
+        with self._change() as sql:
+            found = sql.execute("SELECT * FROM journal WHERE volume = ?", (entry.volume,)).fetchone()
+            if found is not None and found["operation"] == entry.operation:
+                return
+            if found is not None:
+                raise _busy(entry.volume, found)
+            _refuse_ended(sql, entry.operation, entry.operation)
+            _refuse_taken(sql, entry.volume, entry.operation)
+            _insert(sql, "journal", entry)
+            sql.execute("DELETE FROM ended WHERE id = ?", (entry.pair,))
+            _insert(sql, "connections", row)
+
+    @_ends
+    def undo_rejoining(self, entry: Entry, *, had_ended: bool) -> None:
+        """As before `open_rejoining`, and what arrives late of the operation is refused."""
+        with self._change() as sql:
+            sql.execute("DELETE FROM connections WHERE pair = ? AND operation = ?", (entry.pair, entry.operation))
+            sql.execute("DELETE FROM journal WHERE operation = ?", (entry.operation,))
+            sql.execute("INSERT OR IGNORE INTO ended VALUES (?, 'undone')", (entry.operation,))
+            if had_ended:
+                sql.execute("INSERT OR IGNORE INTO ended VALUES (?, 'deleted')", (entry.pair,))
+
+    @_ends
+    def commit_resolved(self, operation: str, pair: str, discarded: Side) -> None:
+        """The pair goes on with the other side's data; from now on nothing of the operation is undone."""
+        with self._change() as sql:
+            sql.execute("UPDATE journal SET state = 'committed' WHERE operation = ?", (operation,))
+            sql.execute(
+                "UPDATE connections SET operation = ?, invalidated = ?,"
+                " state = CASE state WHEN 'creating' THEN 'ready' ELSE state END WHERE pair = ?",
+                (operation, discarded, pair),
+            )
 
     def begin_step(self, operation: str, step: str) -> None:
         with self._change() as sql:
@@ -500,6 +540,12 @@ class Database:
         with self._told():
             row = self._sql.execute("SELECT outcome FROM ended WHERE id = ?", (identifier,)).fetchone()
         return None if row is None else msgspec.convert(row["outcome"], Outcome)
+
+
+def _insert(sql: sqlite3.Connection, table: str, row: msgspec.Struct) -> None:
+    columns = msgspec.structs.asdict(row)
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    sql.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))
 
 
 def _upsert_peer(sql: sqlite3.Connection, peer: Peer) -> None:

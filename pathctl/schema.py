@@ -14,11 +14,54 @@ from pathlib import Path
 
 from pathctl import actor, errors
 
-VERSION = 2
+VERSION = 3
 BUSY_TIMEOUT_S = 5.0
 CHECKPOINT_PAGES = 100  # the log is put into the file this often: a short log is space that need not be there
 
-TABLES = """
+_CONNECTIONS = """
+-- The connections: this host's half of each pair.  A row is reserved for its operation while 'creating'.
+CREATE TABLE connections (
+    pair        TEXT PRIMARY KEY,    -- UUID
+    operation   TEXT NOT NULL,       -- the pair.create or pair.resolve that made it
+    volume      TEXT NOT NULL UNIQUE REFERENCES volumes (name),
+    side        TEXT NOT NULL CHECK (side IN ('source', 'destination')),  -- what our volume is
+    peer        TEXT NOT NULL REFERENCES peers (name),
+    peer_volume TEXT NOT NULL,
+    invalidated TEXT NOT NULL CHECK (invalidated IN ('source', 'destination')),
+    state       TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'suspended', 'deleting')),
+    port        INTEGER,             -- TCP data port at the destination; NULL at a source that has not been told yet
+    copy_rate_bytes_s INTEGER,       -- NULL: no limit, 0: paused
+    -- At a source: whether host writes go on without the path.  A destination's row has the default and means nothing.
+    on_path_loss TEXT NOT NULL DEFAULT 'continue' CHECK (on_path_loss IN ('continue', 'stop'))
+) STRICT;
+"""
+
+_JOURNAL = """
+-- Operations that are under way here, written before their first effect.  At most one per volume: this is the claim.
+CREATE TABLE journal (
+    operation   TEXT PRIMARY KEY,    -- UUID
+    verb        TEXT NOT NULL CHECK (verb IN ('pair.create', 'pair.delete', 'pair.resolve')),
+    role        TEXT NOT NULL CHECK (role IN ('coordinator', 'participant')),
+    pair        TEXT NOT NULL,
+    volume      TEXT NOT NULL UNIQUE,  -- ours
+    peer        TEXT NOT NULL,
+    peer_volume TEXT NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('forward', 'committed', 'undoing')),
+    spec        TEXT NOT NULL,       -- JSON of what was asked for, as the verb's module defines it for the role
+    note        TEXT                 -- one sentence: what it waits for, else NULL
+) STRICT;
+
+-- The steps of an operation that were begun; the last one may or may not have been carried out, the others were.
+CREATE TABLE steps (
+    operation   TEXT NOT NULL REFERENCES journal (operation) ON DELETE CASCADE,
+    position    INTEGER NOT NULL,
+    step        TEXT NOT NULL,
+    PRIMARY KEY (operation, step)
+) STRICT;
+"""
+
+TABLES = (
+    """
 -- This host's own name and the endpoint on which its pathctld serves its peers.  One row, made by host.init.
 CREATE TABLE host (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
@@ -57,49 +100,17 @@ CREATE TABLE volumes (
     device_pid  INTEGER,
     device_pid_started REAL
 ) STRICT;
-
--- The connections: this host's half of each pair.  A row is reserved for its operation while 'creating'.
-CREATE TABLE connections (
-    pair        TEXT PRIMARY KEY,    -- UUID
-    operation   TEXT NOT NULL,       -- the pair.create that made it
-    volume      TEXT NOT NULL UNIQUE REFERENCES volumes (name),
-    side        TEXT NOT NULL CHECK (side IN ('source', 'destination')),  -- what our volume is
-    peer        TEXT NOT NULL REFERENCES peers (name),
-    peer_volume TEXT NOT NULL,
-    invalidated TEXT NOT NULL CHECK (invalidated IN ('source', 'destination')),
-    state       TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'suspended', 'deleting')),
-    port        INTEGER,             -- TCP data port at the destination; NULL at a source that has not been told yet
-    copy_rate_bytes_s INTEGER        -- NULL: no limit, 0: paused
-) STRICT;
-
--- Operations that are under way here, written before their first effect.  At most one per volume: this is the claim.
-CREATE TABLE journal (
-    operation   TEXT PRIMARY KEY,    -- UUID
-    verb        TEXT NOT NULL CHECK (verb IN ('pair.create', 'pair.delete')),
-    role        TEXT NOT NULL CHECK (role IN ('coordinator', 'participant')),
-    pair        TEXT NOT NULL,
-    volume      TEXT NOT NULL UNIQUE,  -- ours
-    peer        TEXT NOT NULL,
-    peer_volume TEXT NOT NULL,
-    state       TEXT NOT NULL CHECK (state IN ('forward', 'committed', 'undoing')),
-    spec        TEXT NOT NULL,       -- JSON of what was asked for, as the coordinator's module defines it
-    note        TEXT                 -- one sentence: what it waits for, else NULL
-) STRICT;
-
--- The steps of an operation that were begun; the last one may or may not have been carried out, the others were.
-CREATE TABLE steps (
-    operation   TEXT NOT NULL REFERENCES journal (operation) ON DELETE CASCADE,
-    position    INTEGER NOT NULL,
-    step        TEXT NOT NULL,
-    PRIMARY KEY (operation, step)
-) STRICT;
-
+"""
+    + _CONNECTIONS
+    + _JOURNAL
+    + """
 -- Operations and pairs that have ended here: a step of theirs that arrives late is refused, for ever.
 CREATE TABLE ended (
     id          TEXT PRIMARY KEY,    -- UUID of an operation or of a pair
     outcome     TEXT NOT NULL CHECK (outcome IN ('done', 'undone', 'deleted'))
 ) STRICT;
 """
+)
 
 EVENTS = """
 -- What has changed here: configuration (by the triggers below), states and the rest (Database.record).  The newest
@@ -132,6 +143,9 @@ CREATE TRIGGER states_known AFTER INSERT ON events WHEN NEW.kind = 'pair.state' 
     INSERT INTO states VALUES (NEW.pair, NEW.after, NEW.at)
         ON CONFLICT (pair) DO UPDATE SET state = excluded.state, since = excluded.since;
 END;
+"""
+
+_STATES_OVER = """
 CREATE TRIGGER states_over AFTER DELETE ON connections BEGIN
     DELETE FROM states WHERE pair = OLD.pair;
 END;
@@ -166,7 +180,7 @@ _HALF = {"volume": "NEW.volume", "pair": "NEW.pair", "peer": "NEW.peer"}
 _CONNECTION = "'connection of ' || " + _half("NEW")
 _RATE = "coalesce({}.copy_rate_bytes_s, 'none')"
 
-TRIGGERS = "\n".join(
+_OTHER_TRIGGERS = "\n".join(
     [
         _trigger(
             "host_created",
@@ -241,6 +255,11 @@ TRIGGERS = "\n".join(
             volume="OLD.name",
             before="OLD.state",
         ),
+    ]
+)
+
+CONNECTION_TRIGGERS = _STATES_OVER + "\n".join(
+    [
         _trigger(
             "connection_created", "INSERT ON connections", "connection.created", _CONNECTION, after="NEW.state", **_HALF
         ),
@@ -265,6 +284,16 @@ TRIGGERS = "\n".join(
             **_HALF,
         ),
         _trigger(
+            "connection_policy",
+            "UPDATE OF on_path_loss ON connections WHEN NEW.on_path_loss <> OLD.on_path_loss",
+            "connection.policy",
+            f"'while the path of pair ' || {_SHORT.format('NEW')} || ' is lost, host writes ' || CASE NEW.on_path_loss"
+            " WHEN 'stop' THEN 'wait and then fail' ELSE 'go on at the source' END",
+            before="OLD.on_path_loss",
+            after="NEW.on_path_loss",
+            **_HALF,
+        ),
+        _trigger(
             "connection_deleted",
             "DELETE ON connections",
             "connection.deleted",
@@ -276,6 +305,8 @@ TRIGGERS = "\n".join(
         ),
     ]
 )
+
+TRIGGERS = _OTHER_TRIGGERS + CONNECTION_TRIGGERS
 
 # What `kind` of an event may be, and when it is recorded.
 KINDS = {
@@ -300,15 +331,19 @@ KINDS = {
     "connection.deleting": "this host's half of a pair is being deleted",
     "connection.deleted": "this host's half of a pair is gone",
     "connection.rate": "the limit of a pair's background copy is another",
+    "connection.policy": "what host writes do while a pair's path is lost is another",
     "pair.state": "a pair's state is another: before and after say which",
     "path.up": "the data connection of a pair is there",
     "path.lost": "the data connection of a pair is lost",
     "path.refused": "the peer refuses the data connection of a pair",
+    "path.halted": "the path is lost and host writes wait for it (--on-path-loss stop)",
+    "pair.resolved": "a pair that was apart goes on: after says whose data was discarded",
     "process.started": "the process of a volume was started",
     "process.ended": "the process of a volume has ended by itself",
     "process.failed": "the process of a volume does not start",
     "process.hung": "the process of a volume is alive and has not answered for a while",
     "device.failed": "the process behind a block device has ended",
+    "disk.failing": "the disk under a volume gave read errors; whether the peer's data stood in for them",
     "recovery.undone": "an operation that was cut off was undone",
     "recovery.finished": "an operation that was cut off was finished",
     "daemon.started": "pathctld was started",
@@ -318,8 +353,23 @@ KINDS = {
     "db.migrated": "the database was brought up to a newer schema",
 }
 
+# SQLite changes no CHECK of a table that is there, so these are made anew.  Nothing of it is an event: to drop a table
+# fires no trigger, and takes its own triggers along.
+_COLUMNS_2 = "pair, operation, volume, side, peer, peer_volume, invalidated, state, port, copy_rate_bytes_s"
+_TO_3 = f"""
+CREATE TEMP TABLE old_connections AS SELECT * FROM connections;
+CREATE TEMP TABLE old_journal AS SELECT * FROM journal;
+CREATE TEMP TABLE old_steps AS SELECT * FROM steps;
+DROP TABLE connections; DROP TABLE steps; DROP TABLE journal;
+{_CONNECTIONS}{_JOURNAL}
+INSERT INTO connections ({_COLUMNS_2}) SELECT {_COLUMNS_2} FROM old_connections;
+INSERT INTO journal SELECT * FROM old_journal;
+INSERT INTO steps SELECT * FROM old_steps;
+DROP TABLE old_connections; DROP TABLE old_journal; DROP TABLE old_steps;
+{CONNECTION_TRIGGERS}"""
+
 # From schema N to N + 1.
-MIGRATIONS = {1: EVENTS + TRIGGERS}
+MIGRATIONS = {1: EVENTS + _OTHER_TRIGGERS, 2: _TO_3}
 assert set(MIGRATIONS) == set(range(1, VERSION))
 
 

@@ -84,7 +84,7 @@ def test_a_pair_with_a_host_that_has_become_too_new_is_refused_before_anything_c
     fields = PAIR | {"source": "v", "destination": f"{other}:v"}
     with pytest.raises(PathctlError) as caught:
         host.call("pair.create", **fields)
-    ours = "version 1" if control else "versions 1 to 2"
+    ours = "version 1" if control else "versions 1 to 3"
     assert (caught.value.code, caught.value.pending) == (ErrorCode.REFUSED, [])
     assert all(words in caught.value.message for words in (ours, "versions 9 to 10", "control protocol"))
     assert (alpha.rows(), beta.rows()) == ([], [])
@@ -99,7 +99,7 @@ def test_data_planes_without_a_common_version_undo_the_pair_before_data_moves(ho
     with pytest.raises(PathctlError, match="of the data protocol") as caught:
         alpha.call("pair.create", **PAIR)
     assert (caught.value.code, "both hosts are as before" in caught.value.message) == (ErrorCode.REFUSED, True)
-    names = {"9-10": "versions 9 to 10", "1-1": "version 1", None: "versions 1 to 2"}
+    names = {"9-10": "versions 9 to 10", "1-1": "version 1", None: "versions 1 to 3"}
     assert f"the source speaks {names[source]} of" in caught.value.message
     assert f"the destination {names[destination]};" in caught.value.message
     assert (alpha.rows(), beta.rows()) == ([], [])
@@ -154,7 +154,7 @@ def test_a_database_of_a_newer_schema_is_refused(hosts):
     found = subprocess.run(
         [Path(alpha.process.args[0]), "--root", alpha.root], capture_output=True, text=True, timeout=20
     )
-    table.execute("PRAGMA user_version = 2")
+    table.execute("PRAGMA user_version = 3")
     table.close()
     assert (found.returncode != 0, "schema 99" in found.stderr) == (True, True), found.stderr
 

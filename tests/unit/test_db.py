@@ -55,7 +55,7 @@ def test_a_later_schema_is_refused_and_left_alone(database, path):
     database._sql.execute("PRAGMA user_version = 99")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(PathctlError, match=r"newer pathctld \(schema 99, this one knows 2\)"):
+    with pytest.raises(PathctlError, match=r"newer pathctld \(schema 99, this one knows 3\)"):
         db.Database(path)
     assert path.read_bytes() == before
 

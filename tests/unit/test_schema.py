@@ -156,7 +156,39 @@ def test_a_file_of_the_first_schema_is_copied_and_brought_up_to_date(tmp_path):
     database.close()
 
 
-def test_a_migrated_file_and_a_new_one_have_the_same_schema(tmp_path):
+def test_a_file_of_the_second_schema_keeps_what_is_under_way(tmp_path):
+    path = tmp_path / "pathctl.db"
+    with sqlite3.connect(path) as old:
+        for name, count in (("pathctl_now", 0), ("pathctl_actor", 0), ("pathctl_cause", 0), ("pathctl_keep", 0)):
+            old.create_function(name, count, lambda: 9)
+        old.executescript((Path(__file__).parent / "schema-2.sql").read_text())
+        old.executescript("""
+            INSERT INTO peers VALUES ('beta', '10.0.0.2', 7630, 'PEM');
+            INSERT INTO volumes (name, uuid, size, track_size, backing, managed, state)
+                VALUES ('v1', 'u1', 4096, 4096, '/x', 1, 'ready');
+            INSERT INTO connections VALUES
+                ('pair-1', 'op-1', 'v1', 'source', 'beta', 'v2', 'destination', 'ready', 7700, 5);
+            INSERT INTO journal VALUES
+                ('op-1', 'pair.create', 'coordinator', 'pair-1', 'v1', 'beta', 'v2', 'committed', '{}', NULL);
+            INSERT INTO steps VALUES ('op-1', 0, 'journal');
+            DELETE FROM events;
+        """)
+    old.close()
+    database = db.Database(path)
+    (row,) = database.connections()
+    assert (row.port, row.copy_rate_bytes_s, row.on_path_loss) == (7700, 5, "continue")
+    assert [entry.operation for entry in database.journal()] == ["op-1"]
+    assert database.steps("op-1") == ["journal"]
+    assert kinds(database) == ["db.migrated"]
+    database.set_on_path_loss("pair-1", "stop")
+    assert [(e.kind, e.before, e.after) for e in database.events()[1:]] == [("connection.policy", "continue", "stop")]
+    database.close_entry("op-1", "done")
+    assert database.steps("op-1") == []
+    database.close()
+
+
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_a_migrated_file_and_a_new_one_have_the_same_schema(tmp_path, version):
     def layout(path: Path) -> list[tuple[str, str]]:
         sql = sqlite3.connect(path)
         rows = sql.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
@@ -164,7 +196,7 @@ def test_a_migrated_file_and_a_new_one_have_the_same_schema(tmp_path):
         return [(name, re.sub(r"\s+", " ", text)) for name, text in rows]
 
     with sqlite3.connect(tmp_path / "old.db") as old:
-        old.executescript((Path(__file__).parent / "schema-1.sql").read_text())
+        old.executescript((Path(__file__).parent / f"schema-{version}.sql").read_text())
     old.close()
     for name in ("old.db", "new.db"):
         db.Database(tmp_path / name).close()
