@@ -33,9 +33,19 @@ class ControlError(Exception):
 class Plane:
     """One volume and the nbdkit process that serves it."""
 
-    def __init__(self, folder: Path, name: str, role: str, size: int, track_size: int = 65536, **params: object):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        role: str,
+        size: int,
+        track_size: int = 65536,
+        disk: Path | None = None,
+        **params: object,
+    ) -> None:
+        """`disk`: where the metadata file and the backing lie, if not in `folder`."""
         self.folder, self.name, self.role, self.size, self.track_size = folder, name, role, size, track_size
-        self.meta, self.backing = folder / f"{name}.meta", folder / f"{name}.img"
+        self.meta, self.backing = (disk or folder) / f"{name}.meta", (disk or folder) / f"{name}.img"
         self.control, self.socket_path = folder / f"{name}.ctl", folder / f"{name}.sock"
         self.params = params
         self.psk_file = folder / "psk"
