@@ -1,7 +1,7 @@
 """lablib - two hosts on one machine, for demo, tests and benchmarks.
 
 Each host is a network namespace with a root folder (database, volumes, sockets) and a pathctld of its own;
-a third namespace holds the bridge between them, and on it they are cut and healed.
+a third namespace holds the bridge between them, and there they are cut, in one direction or both, and healed.
 
     LAB-alpha eth0 10.77.0.1 --- LAB-net: bridge br0 --- eth0 10.77.0.2 LAB-beta
 
@@ -138,11 +138,30 @@ class Host:
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def nbdkit_pids(self, volume: str) -> list[int]:
+        """The process that serves the volume: one, or none."""
+        control = f"control={self.run_file(f'{volume}.ctl')}"
+        return [process.pid for process in _processes() if control in _cmdline(process)]
+
+    def device_pids(self, volume: str) -> list[int]:
+        """The process behind the volume's block device: one, or none."""
+        return [
+            process.pid
+            for process in _processes()
+            if _is_named(process, "pathctl.fusefile") and str(self.run_file(f"{volume}.sock")) in _cmdline(process)
+        ]
+
+    def find(self, what: str) -> list[int]:
+        """Process ids of `pathctld`, `nbdkit:VOLUME` or `device:VOLUME`."""
+        kind, _, volume = what.partition(":")
+        if kind == "pathctld" and not volume:
+            return self.pids()
+        if kind in ("nbdkit", "device") and volume:
+            return self.nbdkit_pids(volume) if kind == "nbdkit" else self.device_pids(volume)
+        raise LabError(f"{what!r} is no process of a host; give pathctld, nbdkit:VOLUME or device:VOLUME")
+
     def _end(self, number: signal.Signals) -> None:
-        pids = self.pids()
-        _signal(pids, number)
-        if not _wait_until(lambda: not _alive(pids), END_LIMIT_S):
-            raise LabError(f"{self.name}: pathctld (pid {pids}) has not ended {END_LIMIT_S:g} s after {number.name}")
+        end(self.pids(), number)
 
 
 class Lab:
@@ -202,17 +221,54 @@ class Lab:
 
     # -- the network between the hosts
 
-    def cut(self) -> None:
-        """Drop, from now on and without a word to either side, everything between the hosts."""
-        rules = "add table bridge cut; add chain bridge cut f { type filter hook forward priority 0; policy drop; }"
-        _run("nsenter", f"--net=/run/netns/{self.net}", "nft", rules)
+    def cut(self, sender: str | None = None) -> None:
+        """Drop, from now on and without a word to either side, everything between the hosts, or what `sender` sends."""
+        chain = "add chain bridge cut f { type filter hook forward priority 0; }"
+        match = "" if sender is None else f"iifname {self.host(sender).name} "
+        self._nft(self.net, f"add table bridge cut; delete table bridge cut; add table bridge cut; {chain}")
+        self._nft(self.net, f"add rule bridge cut f {match}drop")
+
+    def reset(self) -> None:
+        """Answer, from now on, whatever either host sends to the other over TCP with a reset."""
+        rules = ["add table inet resets"]
+        for hook, device in (("input", "iifname"), ("output", "oifname")):
+            rules.append(f"add chain inet resets {hook} {{ type filter hook {hook} priority 0; }}")
+            rules.append(f"add rule inet resets {hook} {device} eth0 meta l4proto tcp reject with tcp reset")
+        self._nft(self._first.netns, "; ".join(rules))
+
+    def slow_down(self, rate: str) -> None:
+        """Let no more through than this in either direction, `8mbit` as in tc(8); what does not fit is dropped."""
+        limits = ("tbf", "rate", rate, "burst", "64kb", "latency", "400ms")
+        for host in self.hosts.values():
+            _run(*self._in(self.net), "tc", "qdisc", "replace", "dev", host.name, "root", *limits)
 
     def heal(self) -> None:
-        if self.is_cut():
-            _run("nsenter", f"--net=/run/netns/{self.net}", "nft", "delete table bridge cut")
+        """The network is as `up` made it."""
+        self._nft(self.net, "add table bridge cut; delete table bridge cut")
+        self._nft(self._first.netns, "add table inet resets; delete table inet resets")
+        for host in self.hosts.values():
+            if self._is_slow(host):
+                _run(*self._in(self.net), "tc", "qdisc", "delete", "dev", host.name, "root")
 
     def is_cut(self) -> bool:
-        return "table bridge cut" in _run("nsenter", f"--net=/run/netns/{self.net}", "nft", "list tables")
+        """Whether anything is wrong with the network, in one direction or both."""
+        is_dropped = "table bridge cut" in self._nft(self.net, "list tables")
+        is_reset = "table inet resets" in self._nft(self._first.netns, "list tables")
+        return is_dropped or is_reset or any(self._is_slow(host) for host in self.hosts.values())
+
+    @property
+    def _first(self) -> Host:
+        return next(iter(self.hosts.values()))
+
+    def _is_slow(self, host: Host) -> bool:
+        return "tbf" in _run(*self._in(self.net), "tc", "qdisc", "show", "dev", host.name)
+
+    def _nft(self, netns: str, rules: str) -> str:
+        return _run(*self._in(netns), "nft", rules)
+
+    @staticmethod
+    def _in(netns: str) -> tuple[str, ...]:
+        return ("nsenter", f"--net=/run/netns/{netns}")
 
     # -- down
 
@@ -313,7 +369,24 @@ def _root_of(process: psutil.Process) -> Path | None:
     return Path(root) if root else None
 
 
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+@contextlib.contextmanager
+def frozen(pids: Sequence[int]) -> Iterator[None]:
+    """These processes stand still as long as the context lasts."""
+    send(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(pids, signal.SIGCONT)
+
+
+def end(pids: Sequence[int], number: signal.Signals = signal.SIGKILL) -> None:
+    """Waits until they are gone; LabError if they do not go."""
+    send(pids, number)
+    if not _wait_until(lambda: not _alive(pids), END_LIMIT_S):
+        raise LabError(f"process {pids} has not ended {END_LIMIT_S:g} s after {number.name}")
+
+
+def send(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -321,7 +394,7 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
 
 def _kill(pids: Iterable[int]) -> None:
     found = list(pids)
-    _signal(found, signal.SIGKILL)
+    send(found, signal.SIGKILL)
     _wait_until(lambda: not _alive(found), END_LIMIT_S)
 
 

@@ -1,5 +1,6 @@
 """The lab itself: it comes up, is cut and healed, and leaves nothing, whatever happened before."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lablib
+import psutil
 import pytest
 
 LISTEN = "import socket; s = socket.create_server(('', 9)); print(flush=True); s.accept()"
@@ -134,3 +136,72 @@ def test_labs_of_different_names_do_not_meet(lab: lablib.Lab) -> None:
     finally:
         other.down()
     assert lab.host("alpha").answers()
+
+
+LISTEN_ON = "import socket; s = socket.create_server(('', 9)); print(flush=True); c, _ = s.accept(); print(c.recv(9))"
+TALK = (
+    "import socket, sys; s = socket.create_connection((sys.argv[1], 9), timeout=5); print(flush=True); input(); "
+    "s.send(b'late'); print(s.recv(9))"
+)
+
+
+@contextlib.contextmanager
+def connected(lab: lablib.Lab) -> Iterator[tuple["subprocess.Popen[str]", "subprocess.Popen[str]"]]:
+    """A client on alpha, a server on beta; the client sends when it is told to."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with lab.host("beta").popen(sys.executable, "-c", LISTEN_ON, **pipes) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        with lab.host("alpha").popen(sys.executable, "-c", TALK, lab.host("beta").address, **pipes) as client:
+            assert client.stdout is not None
+            client.stdout.readline()
+            yield client, server
+            for process in (client, server):
+                process.kill()
+
+
+def test_what_one_host_sends_can_be_cut_off_alone(lab: lablib.Lab) -> None:
+    with connected(lab) as (client, server):
+        lab.cut("beta")
+        client.stdin.write("\n")
+        client.stdin.flush()
+        assert server.stdout.readline() == "b'late'\n"  # alpha is heard, its answer is not
+        assert not can_connect(lab, "alpha", "beta")
+    lab.cut("alpha")
+    assert lab.is_cut()
+    lab.heal()
+    assert not lab.is_cut()
+    assert can_connect(lab, "alpha", "beta")
+
+
+def test_a_reset_ends_connections_at_both_ends_until_it_is_healed(lab: lablib.Lab) -> None:
+    with connected(lab) as (client, _server):
+        lab.reset()
+        assert lab.is_cut()
+        assert "reset" in client.communicate("\n", timeout=20)[0]
+    assert not can_connect(lab, "alpha", "beta")
+    lab.heal()
+    assert can_connect(lab, "alpha", "beta")
+
+
+def test_a_slow_network_lets_through_what_it_is_told(lab: lablib.Lab) -> None:
+    lab.slow_down("1mbit")
+    shown = lab.host("alpha").run("sh", "-c", f"nsenter --net=/run/netns/{lab.net} tc qdisc show").stdout
+    assert shown.count("tbf") == 2
+    assert can_connect(lab, "alpha", "beta")
+    lab.heal()
+    assert not lab.is_cut()
+
+
+def test_processes_are_found_frozen_and_woken_by_their_names(lab: lablib.Lab) -> None:
+    place = use(lab)
+    alpha = lab.host("alpha")
+    for what in ("pathctld", "nbdkit:v", "device:v"):
+        (pid,) = alpha.find(what)
+        assert run_lab(lab, "freeze", "alpha", what).returncode == 0
+        assert psutil.Process(pid).status() == "stopped"
+        assert run_lab(lab, "thaw", "alpha", what).returncode == 0
+        assert psutil.Process(pid).status() != "stopped"
+    assert (place / "lost+found").is_dir()
+    shown = run_lab(lab, "freeze", "alpha", "nbdkit:other")
+    assert shown.stderr == "lab: alpha has no nbdkit:other that runs\n"
