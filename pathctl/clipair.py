@@ -7,6 +7,9 @@ import click
 from pathctl import clicommon, cliwatch, show, units
 
 side = click.Choice(["source", "destination"])
+loss = click.Choice(["continue", "stop"])
+LOSS = "While the path is lost: continue lets host writes go on at the source, to be copied later; stop makes them wait"
+LOSS += " and then fail, so that the copies never part."
 name_argument = click.argument("name", metavar="PAIR", type=clicommon.Name("pair"))
 
 
@@ -37,6 +40,7 @@ def pair() -> None:
     help="Invalidate the source although it is attached: what is written back of its old data destroys the good copy.",
 )
 @click.option("--copy-rate", type=clicommon.Rate(), default="none", help="Limit of the copy, as in 50M; 0 pauses.")
+@click.option("--on-path-loss", type=loss, help=f"{LOSS}  [default: continue]")
 @clicommon.careful
 @clicommon.json_option
 def pair_create(copy_rate: str, yes: bool, dry_run: bool, **options: Any) -> None:
@@ -115,14 +119,18 @@ def _deleted(found: dict[str, Any], is_half: bool) -> str:
     return f"{said}; {found['reason']}" if is_half and found["reason"] else said
 
 
-@pair.command("set", example="pathctl pair set home --copy-rate 50M")
+@pair.command("set", example="pathctl pair set home --copy-rate 50M\npathctl pair set home --on-path-loss stop")
 @name_argument
-@click.option("--copy-rate", type=clicommon.Rate(), required=True, help="As in 50M; 0 pauses, none is no limit.")
+@click.option("--copy-rate", type=clicommon.Rate(), help="As in 50M; 0 pauses, none is no limit.")
+@click.option("--on-path-loss", type=loss, help=LOSS)
 @clicommon.json_option
-def pair_set(name: str, copy_rate: str) -> None:
-    """Change the background copy's rate while it runs."""
-    rate_bytes_s = units.parse_rate(copy_rate)
-    clicommon.tell(clicommon.call("pair.set", pair=name, copy_rate_bytes_s=rate_bytes_s), "pair", show.pair)
+def pair_set(name: str, copy_rate: str | None, on_path_loss: str | None) -> None:
+    """Change the copy's rate, or what host writes do while the path is lost."""
+    fields: dict[str, Any] = {} if copy_rate is None else {"copy_rate_bytes_s": units.parse_rate(copy_rate)}
+    fields |= {} if on_path_loss is None else {"on_path_loss": on_path_loss}
+    if not fields:
+        raise click.UsageError("Missing option '--copy-rate' or '--on-path-loss'.")
+    clicommon.tell(clicommon.call("pair.set", pair=name, **fields), "pair", show.pair)
 
 
 pair.add_command(cliwatch.pair_wait)

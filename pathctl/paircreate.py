@@ -53,6 +53,7 @@ class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     attach: bool = False
     force: bool = False
     copy_rate_bytes_s: int | None = None
+    on_path_loss: db.OnPathLoss | None = None
     dry_run: bool = False
 
 
@@ -72,6 +73,7 @@ class Spec(msgspec.Struct, frozen=True):
     track_size: int
     force: bool
     copy_rate_bytes_s: int | None
+    on_path_loss: db.OnPathLoss = "continue"  # an entry of an older release has none
 
     @property
     def second(self) -> db.Side:
@@ -248,6 +250,7 @@ async def _plan(node: Node, body: Create, source: str, peer: str, destination: s
         track_size=track_size,
         force=body.force,
         copy_rate_bytes_s=body.copy_rate_bytes_s,
+        on_path_loss=body.on_path_loss or "continue",
     )
 
 
@@ -373,7 +376,7 @@ class _Run:
     async def _connect_source(self) -> None:
         spec = self._spec
         body = self._connect(spec.source, spec.destination)
-        await pairsteps.connect_source(self._node, spec.peer, body, spec.copy_rate_bytes_s)
+        await pairsteps.connect_source(self._node, spec.peer, body, spec.copy_rate_bytes_s, spec.on_path_loss)
 
     async def _connect_destination(self) -> None:
         answer = await self._ask("pair.connect", self._connect(self._spec.destination, self._spec.source))

@@ -34,8 +34,11 @@ MEET_LOOK_S = 0.02
 
 
 class Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is unset stays as it is."""
+
     pair: str
-    copy_rate_bytes_s: int | None = None
+    copy_rate_bytes_s: int | None | msgspec.UnsetType = msgspec.UNSET
+    on_path_loss: db.OnPathLoss | msgspec.UnsetType = msgspec.UNSET
 
 
 # creating
@@ -60,6 +63,8 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
         full = msgspec.structs.replace(body, source=source, destination=f"{own}:{destination}")
         try:
             await _require_dry_run(node, source_host, body.dry_run)
+            if body.on_path_loss is not None:
+                await _require_policy(node, source_host)
             answer = await _forward(node, source_host, "pair.create", full, node.cfg.timeouts.verb_s)
         except NoAnswer as error:
             if error.sent:
@@ -69,10 +74,15 @@ async def create(node: Node, body: paircreate.Create) -> dict[str, Any]:
     if body.dry_run:
         return await paircreate.plan(node, body, source, destination_host, destination)
     created = await paircreate.create(node, body, source, destination_host, destination)
-    if not created.steps and body.copy_rate_bytes_s is not None:
-        await set_values(node, Set(created.pair, body.copy_rate_bytes_s))
+    if not created.steps and (body.copy_rate_bytes_s is not None or body.on_path_loss is not None):
+        rate, policy = (_unset(value) for value in (body.copy_rate_bytes_s, body.on_path_loss))
+        await set_values(node, Set(created.pair, rate, policy))
     device = await _attach(node, source, created.steps) if body.attach else None
     return {"pair": await _shown_settled(node, created.pair), "device": device, "steps": created.steps}
+
+
+def _unset(value: Any) -> Any:
+    return msgspec.UNSET if value is None else value
 
 
 async def _shown_settled(node: Node, pair: str) -> dict[str, Any]:
@@ -130,18 +140,45 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
 
 
 async def set_values(node: Node, body: Set) -> dict[str, Any]:
-    config.check_rate(body.copy_rate_bytes_s)
+    rate, policy = body.copy_rate_bytes_s, body.on_path_loss
+    if rate is msgspec.UNSET and policy is msgspec.UNSET:
+        raise errors.usage("nothing is said to be set; give --copy-rate or --on-path-loss")
+    if rate is not msgspec.UNSET:
+        config.check_rate(rate)
     half = pairview.find(node, body.pair)
     if half.side == "destination":
+        if policy is not msgspec.UNSET:
+            await _require_policy(node, half.peer)
         return await _forward_pair(node, half, "pair.set", msgspec.structs.replace(body, pair=half.pair))
     async with node.locks[half.volume]:
         row = _settled_row(node, half)
-        node.db.set_copy_rate(row.pair, body.copy_rate_bytes_s)
+        if policy is not msgspec.UNSET:
+            await _refuse_without_policy(node, row.volume)
+            node.db.set_on_path_loss(row.pair, policy)
+        if rate is not msgspec.UNSET:
+            node.db.set_copy_rate(row.pair, rate)
         with _reconciled(node, row.volume, "pair.set"):
             await planes.settle(node, row.volume)
-            share = copyrate.wanted(node, row.pair, body.copy_rate_bytes_s)
-            await planes.command(node, row.volume, "set", copy_rate_bytes_s=share)
+            if policy is not msgspec.UNSET:
+                await planes.set_policy(node, msgspec.structs.replace(row, on_path_loss=policy))
+            if rate is not msgspec.UNSET:
+                share = copyrate.wanted(node, row.pair, rate)
+                await planes.command(node, row.volume, "set", copy_rate_bytes_s=share)
     return {"pair": await _shown(node, pairview.find(node, half.pair))}
+
+
+async def _refuse_without_policy(node: Node, volume: str) -> None:
+    """A process that was started by an older release goes on as it does."""
+    found = (await planes.look(node, volume)).status
+    if found is not None and found.pid is not None and found.on_path_loss is None:
+        raise errors.refused(
+            f"the process of volume {volume} is of an older release, which has no --on-path-loss; nothing was changed: "
+            "start it anew with `pathctld --stop-all`, when its devices may be away for a moment, and pathctld again"
+        )
+
+
+async def _require_policy(node: Node, peer: str) -> None:
+    protocol.require(peer, await peers.version(node, peer), protocol.POLICY, "--on-path-loss")
 
 
 @contextlib.contextmanager

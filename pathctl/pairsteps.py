@@ -280,13 +280,17 @@ def _new_row(body: Connect, peer: str, side: db.Side, port: int | None) -> db.Co
     )
 
 
-async def connect_source(node: Node, peer: str, body: Connect, rate_bytes_s: int | None) -> None:
+async def connect_source(
+    node: Node, peer: str, body: Connect, rate_bytes_s: int | None, on_path_loss: db.OnPathLoss
+) -> None:
     """The source connection: a row, the process, and the pair recorded in the volume, not ready."""
     async with node.locks[body.volume]:
         row = node.db.connection(body.pair)
         is_new = row is None
         if row is None:
-            row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)
+            row = msgspec.structs.replace(
+                _new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s, on_path_loss=on_path_loss
+            )
             node.db.insert_connection(row)
         try:
             await planes.settle(node, body.volume)
@@ -311,6 +315,7 @@ async def _record(node: Node, row: db.Connection) -> None:
         side=row.side,
         invalid=row.invalidated,
         peer=row.peer,
+        on_path_loss=row.on_path_loss,
     )
 
 

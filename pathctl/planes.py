@@ -89,10 +89,17 @@ async def bring(node: Node, volume: str) -> None:
         raise errors.internal(f"volume {volume} says it is in pair {found.pair}, its row says {row.pair}; delete it")
     await link(node, row)
     await command(node, volume, "set", copy_rate_bytes_s=copyrate.wanted(node, row.pair, row.copy_rate_bytes_s))
+    if found.on_path_loss not in (None, row.on_path_loss):
+        await set_policy(node, row)
     wants_ready = row.state == "ready"
     if found.ready != wants_ready:
         op = "resume" if wants_ready else "suspend"
         await command(node, volume, op, operation=str(uuid.uuid4()), pair=row.pair)
+
+
+async def set_policy(node: Node, row: db.Connection) -> None:
+    """What host writes do while the path is lost; durable in the volume's metadata when this returns."""
+    await command(node, row.volume, "policy", pair=row.pair, on_path_loss=row.on_path_loss)
 
 
 async def link(node: Node, row: db.Connection) -> None:

@@ -8,6 +8,7 @@ refuses before anything is changed: a called one reads the header first, and a c
     1  no announcement
     2  announces itself; `ping` tells the time; knows the verbs of SINCE; what is forwarded may be a dry run, and says
        who asked
+    3  tells what a volume of a pair that is apart holds, resolves such pairs (state Split), has --on-path-loss
 
 For tests $PATHCTL_PROTOCOL=`OLDEST-NEWEST` makes pathctld play another release: `1-1` announces nothing and knows no
 newer verb, `9-10` is one that has dropped ours.  The data planes have versions of their own (nbdplugin/lineage.py)
@@ -22,9 +23,11 @@ from pathctl import errors
 
 HEADER = "Pathctl-Protocol"
 
-SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2}  # verbs between hosts that version 1 does not know
+SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2, "pair.held": 3, "pair.rejoin": 3}  # verbs between hosts that version 1 does not know
 DRY_RUN = 2  # the version from which a forwarded verb may be a dry run
 ACTOR = 2  # the version from which a forwarded verb says who asked for it
+RESOLVE = 3  # the version from which `pair resolve` may be forwarded, and a pair may be Split
+POLICY = 3  # the version from which a pair has --on-path-loss
 
 
 class Versions(NamedTuple):
@@ -37,7 +40,7 @@ class Versions(NamedTuple):
         return f"version {self.newest}" if self.oldest == self.newest else f"versions {self.oldest} to {self.newest}"
 
 
-OURS = Versions(1, 2)
+OURS = Versions(1, 3)
 FIRST = Versions(1, 1)
 _RANGE = re.compile(r"([1-9][0-9]{0,5})-([1-9][0-9]{0,5})")
 
