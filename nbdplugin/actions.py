@@ -18,6 +18,15 @@ Flow = Generator[Any, Any, T]
 Data = Any  # bytes, or a buffer that lives as long as the request; None stands for zeroes
 
 
+class Again(enum.Enum):
+    """Instead of data: what was to be read has changed, look anew."""
+
+    AGAIN = enum.auto()
+
+
+AGAIN = Again.AGAIN
+
+
 class Waiter:
     """Somebody waits; `event` belongs to the driver."""
 

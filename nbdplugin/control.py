@@ -4,8 +4,8 @@ request {"op": NAME, ...}    answer {"ok": {...}} or {"error": {"code": CODE, "m
 codes: bad_request, not_found, refused, timeout, peer_lost, io, internal
 
 Both services below answer `status`, `connect`, `disconnect`, `drain`, `limits` and `sockets`; the host's service also
-`link`, `greet`, `commit`, `suspend`, `resume`, `stop` and `set`.  `sockets` passes the listening socket back with
-SCM_RIGHTS.
+`link`, `greet`, `commit`, `suspend`, `resume`, `stop`, `policy`, `resolve` and `set`.  `sockets` passes the listening
+socket back with SCM_RIGHTS.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nbdplugin import tracks
 from nbdplugin.engine import start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused
 
@@ -134,4 +135,11 @@ def get_side(request: dict[str, Any], key: str) -> str:
     value = request.get(key)
     if value not in ("source", "destination"):
         raise BadRequest(f"{key} is source or destination, not {value!r}")
+    return str(value)
+
+
+def get_policy(request: dict[str, Any]) -> str:
+    value = request.get("on_path_loss")
+    if value not in (tracks.CONTINUE, tracks.STOP):
+        raise BadRequest(f"on_path_loss is {tracks.CONTINUE} or {tracks.STOP}, not {value!r}")
     return str(value)

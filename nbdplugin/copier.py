@@ -22,6 +22,10 @@ _IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
 _STRIDE_GROWTH = 8
+_RUN_LEAST = 4 << 10
+_SLOW_S = 0.5  # a run that takes longer is too long for its link: host requests come behind it
+_QUICK_S = 0.1
+_CAREFUL_MOST = 64
 _RUNS_A_SECOND = 20  # of a copy with a limit: a run of a mebibyte, at a few of them a second, would come in lumps
 
 log = logging.getLogger(__name__)
@@ -36,12 +40,20 @@ class Bucket:
         self._tokens = 0.0
         self._last = clock()
         self.rate_bytes_s: int | None = None
+        self._longest = transfer.RUN_BYTES
 
     @property
     def run_bytes(self) -> int:
         """How much one turn may move."""
         rate = self.rate_bytes_s
-        return max(1, min(transfer.RUN_BYTES, rate // _RUNS_A_SECOND)) if rate else transfer.RUN_BYTES
+        return max(1, min(self._longest, rate // _RUNS_A_SECOND)) if rate else self._longest
+
+    def note_time(self, moved: int, took_s: float) -> None:
+        """A run of so many bytes took so long: the next ones are shorter on a slow link, longer again on a fast one."""
+        if moved and took_s > _SLOW_S:
+            self._longest = max(self._longest // 2, _RUN_LEAST)
+        elif moved and took_s < _QUICK_S:
+            self._longest = min(self._longest * 2, transfer.RUN_BYTES)
 
     def set_rate(self, rate_bytes_s: int | None) -> None:
         with self._change:
@@ -91,6 +103,7 @@ class Copier:
         self._cursor = 0
         self._stride = self._least = max(1, transfer.RUN_BYTES // core.table.geometry.track_size)
         self._most = max(1, transfer.HOLE_BYTES // core.table.geometry.track_size)
+        self._careful: list[Span] = []
         self._is_finishing = False
         self._wake = threading.Condition()
         self._pokes = 0
@@ -130,13 +143,18 @@ class Copier:
         run_bytes = self.bucket.run_bytes
         if not self.bucket.wait_turn(_TURN_S, run_bytes):
             return 0.0
-        moved = 0
+        moved, found = 0, None
         try:
             with self._engine.lock:
                 found = self._choose()
             if found is None:
                 return _BUSY_S if self._core.failed is None else _IDLE_S
+            start = time.monotonic()
             done, moved = self._engine.run(transfer.copy_run(self._core, *found, run_bytes))
+            self.bucket.note_time(moved, time.monotonic() - start)
+        except PathError:
+            self._note_failed(found)
+            raise
         finally:
             self.bucket.settle(run_bytes, moved)
         self._note_done(found[0], done, moved)
@@ -150,9 +168,17 @@ class Copier:
         if found is None:
             self._cursor = 0
             return None
-        run = Span(found[0].first, min(found[0].count, self._stride))
+        is_careful = any(span.first <= found[0].first < span.end for span in self._careful)
+        run = Span(found[0].first, 1 if is_careful else min(found[0].count, self._stride))
         self._cursor = run.end
         return run, found[1]
+
+    def _note_failed(self, found: tuple[Span, bool] | None) -> None:
+        """A run with something in it that cannot be read is tried again track by track, so that the rest gets over."""
+        if found is not None and found[0].count > 1:
+            with self._engine.lock:
+                self._careful = [*self._careful[1 - _CAREFUL_MOST :], found[0]]
+                self._cursor = min(self._cursor, found[0].first)
 
     def _note_done(self, run: Span, done: int, moved: int) -> None:
         """The cursor goes back to what is left of the run; the stride grows while there are only holes."""

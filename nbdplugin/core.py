@@ -11,7 +11,7 @@ import dataclasses
 import errno
 from collections.abc import Callable, Iterable
 
-from nbdplugin import actions, lineage
+from nbdplugin import actions, lineage, tracks
 from nbdplugin.actions import Flow, Patience, Wait, Waiter
 from nbdplugin.decide import Path
 from nbdplugin.errors import PathError, PathNotReady, PeerRefused, StoreFailed, VolumeFailed
@@ -42,7 +42,11 @@ class Request:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """Monotonic since the process started; bytes and tracks."""
+    """Monotonic since the process started; bytes and tracks.
+
+    `read_errors`: reads that failed here; `peer_reads`: those of them that the peer answered, after which
+    `repaired_tracks` were written here anew.
+    """
 
     read_bytes: int = 0
     write_bytes: int = 0
@@ -56,6 +60,9 @@ class Counts:
     checkpoints: int = 0
     activations: int = 0
     table_writes: int = 0
+    read_errors: int = 0
+    peer_reads: int = 0
+    repaired_tracks: int = 0
 
 
 class Core:
@@ -169,18 +176,28 @@ class Core:
     def path(self) -> Path:
         if self.table.header.pair is None:
             return Path.ALONE
-        return Path.NOT_READY if self.session is None else Path.READY
+        if self.session is not None:
+            return Path.STRICT if self.is_strict else Path.READY
+        return Path.HALTED if self.is_strict else Path.NOT_READY
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a host write may be acknowledged only when the peer has it too: policy stop, unless by command."""
+        header = self.table.header
+        return header.on_path_loss == tracks.STOP and header.committed and header.ready
 
     def await_path(self, request: Request) -> Flow[None]:
-        """Steps out of the admission until the path is ready; raises PathNotReady when patience ends."""
+        """Steps out of the admission until something changes; the caller decides anew.
+
+        Raises PathNotReady when patience ends.
+        """
         if self.waiting >= self.max_waiters:
             raise PathNotReady(f"{self.waiting} requests wait for the path already")
         self.depart(request)
         self.waiting += 1
         try:
-            while self.path is Path.NOT_READY:
-                if not (yield from self.wait("path", Patience.FETCH)):
-                    raise PathNotReady("the data is at the peer and the path did not become ready in time")
+            if not (yield from self.wait("path", Patience.FETCH)):
+                raise PathNotReady("the path did not become ready in time, and the request cannot be done without it")
         finally:
             self.waiting -= 1
         yield from self.admit(request)

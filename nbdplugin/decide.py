@@ -12,11 +12,17 @@ class Kind(enum.Enum):
 
 
 class Path(enum.Enum):
-    """Alone: no pair.  Not ready: by command, not yet committed, or no session.  Ready: a session is up."""
+    """Alone: no pair.  Not ready: by command, not yet committed, or no session.  Ready: a session is up.
+
+    A pair that is to stop on the loss of its path, rather than let its copies part: halted while there is no session,
+    unless that is by command; strict while there is one.
+    """
 
     ALONE = enum.auto()
     NOT_READY = enum.auto()
     READY = enum.auto()
+    HALTED = enum.auto()
+    STRICT = enum.auto()
 
 
 class Cover(enum.Enum):
@@ -38,19 +44,19 @@ class Step(enum.Enum):
     SKIP = enum.auto()  # leave the partly covered invalid tracks out, then decide again
 
 
-_BY_PATH = {
-    (Kind.READ, Cover.VALID): (Step.LOCAL, Step.LOCAL, Step.LOCAL),
-    (Kind.READ, Cover.OWED): (Step.LOCAL, Step.LOCAL, Step.LOCAL),
-    (Kind.READ, Cover.PART): (Step.FAIL, Step.WAIT, Step.FETCH),
-    (Kind.READ, Cover.WHOLE): (Step.FAIL, Step.WAIT, Step.FETCH),
-    (Kind.WRITE, Cover.VALID): (Step.LOCAL, Step.OWE, Step.BOTH),
-    (Kind.WRITE, Cover.OWED): (Step.LOCAL, Step.OWE, Step.LOCAL),
-    (Kind.WRITE, Cover.PART): (Step.FAIL, Step.WAIT, Step.FETCH),
-    (Kind.WRITE, Cover.WHOLE): (Step.LOCAL, Step.OWE, Step.BOTH),
-    (Kind.TRIM, Cover.VALID): (Step.LOCAL, Step.OWE, Step.BOTH),
-    (Kind.TRIM, Cover.OWED): (Step.LOCAL, Step.OWE, Step.LOCAL),
-    (Kind.TRIM, Cover.PART): (Step.SKIP, Step.SKIP, Step.SKIP),
-    (Kind.TRIM, Cover.WHOLE): (Step.LOCAL, Step.OWE, Step.BOTH),
+_BY_PATH = {  # alone, not ready, ready, halted, strict
+    (Kind.READ, Cover.VALID): (Step.LOCAL, Step.LOCAL, Step.LOCAL, Step.LOCAL, Step.LOCAL),
+    (Kind.READ, Cover.OWED): (Step.LOCAL, Step.LOCAL, Step.LOCAL, Step.LOCAL, Step.LOCAL),
+    (Kind.READ, Cover.PART): (Step.FAIL, Step.WAIT, Step.FETCH, Step.WAIT, Step.FETCH),
+    (Kind.READ, Cover.WHOLE): (Step.FAIL, Step.WAIT, Step.FETCH, Step.WAIT, Step.FETCH),
+    (Kind.WRITE, Cover.VALID): (Step.LOCAL, Step.OWE, Step.BOTH, Step.WAIT, Step.BOTH),
+    (Kind.WRITE, Cover.OWED): (Step.LOCAL, Step.OWE, Step.LOCAL, Step.WAIT, Step.BOTH),
+    (Kind.WRITE, Cover.PART): (Step.FAIL, Step.WAIT, Step.FETCH, Step.WAIT, Step.FETCH),
+    (Kind.WRITE, Cover.WHOLE): (Step.LOCAL, Step.OWE, Step.BOTH, Step.WAIT, Step.BOTH),
+    (Kind.TRIM, Cover.VALID): (Step.LOCAL, Step.OWE, Step.BOTH, Step.WAIT, Step.BOTH),
+    (Kind.TRIM, Cover.OWED): (Step.LOCAL, Step.OWE, Step.LOCAL, Step.WAIT, Step.BOTH),
+    (Kind.TRIM, Cover.PART): (Step.SKIP, Step.SKIP, Step.SKIP, Step.SKIP, Step.SKIP),
+    (Kind.TRIM, Cover.WHOLE): (Step.LOCAL, Step.OWE, Step.BOTH, Step.WAIT, Step.BOTH),
 }
 TABLE = {
     (kind, cover, path): step

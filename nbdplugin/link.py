@@ -6,12 +6,14 @@ shown and tried again with a long back-off, a loss with a short one.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nbdplugin import actions, lineage, modes, peer, store
 from nbdplugin.actions import Outcome
@@ -26,8 +28,13 @@ from nbdplugin.store import Store
 
 SESSION_JUMP_MOST = 1 << 32  # the peer's number is not trusted further than this
 _ALIVE_S = 1.0
-_RETRY_S = (0.05, 0.1, 0.25, 0.5, 1.0)
+_RETRY_S = 0.05  # the first pause, which doubles
+_RETRY_MOST_S = 5.0
 _REFUSED_RETRY_S = 5.0
+_TELL_AGAIN_S = 600.0
+_TOLD_MOST = 32
+_MESSAGE_MOST = 500
+_READ_MOST = 16 << 20  # NBD servers take 32 MiB in one request
 _ZERO_FACTOR = 6
 
 log = logging.getLogger(__name__)
@@ -49,7 +56,11 @@ class Link:
         self._wanted = threading.Event()
         self._establishing = threading.Lock()
         self._on_up: Callable[[], None] = lambda: None
+        self._hurry = threading.Event()
+        self._told: dict[str, float] = {}
         self.state = "none"
+        self.verdict: str | None = None  # why the last greeting was refused
+        self.peer_last_write: int | None = None  # as of that
         self.hands: dict[type, Callable[[Any], Any]] = {
             actions.PeerRead: self._read,
             actions.PeerWrite: self._write,
@@ -71,7 +82,9 @@ class Link:
         """Where to find the peer of this pair; begins at once if the path is to be ready."""
         if self._core.table.header.pair != pair:
             raise Refused(f"the volume does not belong to pair {pair}")
-        self._address, self._address_pair = address, pair
+        is_new, self._address, self._address_pair = address != self._address, address, pair
+        if is_new:
+            self.hurry()
         self.poke()
 
     def set_params(self, params: Params) -> None:
@@ -82,17 +95,32 @@ class Link:
         """Something changed: look again now."""
         self._wanted.set()
 
-    def greet(self, pair: str) -> None:
-        """Once, before the pair is committed; remembers the peer's lineage for the commit."""
+    def hurry(self) -> None:
+        """As poke, and an attempt under way to reach the peer is begun anew."""
+        if self._core.session is None:
+            self._hurry.set()
+            self._wanted.set()
+
+    def greet(self, pair: str, discard: str | None = None) -> tuple[int, tuple[str, ...]]:
+        """Once, before the pair is committed; remembers the peer's lineage for the commit.
+
+        `discard`: of a committed pair, whose two sides do not agree, the side whose data is about to give way.
+        Result: the session of the greeting, and the peer's generation and ancestors.
+        """
         if self._core.table.header.pair != pair or self._address_pair != pair:
             raise Refused(f"the volume does not belong to pair {pair} or no address was given")
         with self._establishing:
-            greeting, meta, answer = self._greet()
+            try:
+                greeting, meta, answer = self._greet(discard)
+            except OldSession:
+                greeting, meta, answer = self._greet(discard)
             meta.shut()
             line = answer.get("ancestors")
             if not isinstance(answer.get("generation"), str) or not isinstance(line, list):
                 raise PeerLost("the peer's answer has no lineage")
-            self._peer_line = greeting.pair, (answer["generation"], *map(str, line))
+            found = answer["generation"], *map(str, line)
+            self._peer_line = greeting.pair, found
+            return greeting.session, found
 
     def get_peer_line(self, pair: str) -> tuple[str, ...]:
         """The peer's generation and ancestors as of `greet`; raises Refused without one."""
@@ -121,25 +149,39 @@ class Link:
                     self._note("refused", error)
                     self._wanted.wait(_REFUSED_RETRY_S)
                 except PathError as error:
+                    if self._hurry.is_set():
+                        attempt = 0
+                        continue
                     self._note("lost", error)
-                    self._wanted.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                    self._wanted.wait(get_pause(attempt))
                     attempt += 1
                 self._wanted.clear()
-            self.state = "none"
+            self.state, self.verdict, attempt = "none", None, 0
 
     def _rest_after(self, number: int) -> None:
         """A session that ended with an error reply (no space, I/O error) would end so again: not at once."""
         self.state = "refused" if self._core.was_refused else "lost"
-        log.warning(
-            "session %d of volume %s ended: %s", number, self._params.volume, self._core.link_error or "by command"
-        )
+        self._tell_once(number, self._core.link_error or "by command")
         if self._core.was_refused:
             self._wanted.wait(_REFUSED_RETRY_S)
 
     def _note(self, state: str, error: Exception) -> None:
-        if self._core.link_error != str(error):
-            log.warning("path of volume %s: %s", self._params.volume, error)
+        self._tell_once(None, str(error))
         self._core.link_error, self.state = str(error), state
+
+    def _tell_once(self, session: int | None, text: str) -> None:
+        """What happens again and again is logged once in a while."""
+        now = time.monotonic()
+        is_known = now - self._told.get(text, -_TELL_AGAIN_S) < _TELL_AGAIN_S
+        if not is_known:
+            if len(self._told) >= _TOLD_MOST:
+                self._told.clear()
+            self._told[text] = now
+        level, volume = logging.DEBUG if is_known else logging.WARNING, self._params.volume
+        if session is None:
+            log.log(level, "path of volume %s: %s", volume, text)
+        else:
+            log.log(level, "session %d of volume %s ended: %s", session, volume, text)
 
     def _establish(self) -> Session:
         """A session that is up; raises PeerLost, PeerRefused."""
@@ -166,19 +208,20 @@ class Link:
         except PathError:
             session.end()
             raise
-        self.state = "up"
+        self.state, self.verdict, self.peer_last_write = "up", None, None
         self._on_up()
         log.info("path of volume %s is ready, session %d", self._params.volume, session.number)
         return session
 
-    def _greet(self) -> tuple[Greeting, Connection, dict[str, Any]]:
+    def _greet(self, discard: str | None = None) -> tuple[Greeting, Connection, dict[str, Any]]:
         assert self._engine is not None
         address = self._address
         if address is None:
             raise Refused("no address of the peer is known")
-        meta = Connection(address, "meta", self._params.link_timeout_s)
+        self._hurry.clear()
+        meta = Connection(address, "meta", self._params.link_timeout_s, peer.META_SIZE, self._hurry.is_set)
         try:
-            greeting = self._engine.run(modes.begin_session(self._core))
+            greeting = self._engine.run(modes.begin_session(self._core, discard))
             answer = peer.ask(meta, {"op": "greet", **greeting.to_json()})
             first_form = lineage.get_first_form(greeting, answer)
             if first_form is not None:
@@ -186,27 +229,40 @@ class Link:
         except PathError:
             meta.shut()
             raise
-        verdict = answer.get("verdict")
-        if verdict == Verdict.ACCEPTED.value:
+        if answer.get("verdict") == Verdict.ACCEPTED.value:
             return greeting, meta, answer
         meta.shut()
+        self._refuse(greeting, answer)
+
+    def _refuse(self, greeting: Greeting, answer: dict[str, Any]) -> NoReturn:
+        """The error that stands for the peer's answer; nothing in it is trusted."""
+        assert self._engine is not None
+        verdict = answer.get("verdict")
         if verdict == Verdict.OLD_SESSION.value and isinstance(answer.get("session"), int):
             header = self._core.table.header
             with self._engine.lock:
                 header.session = max(header.session, min(answer["session"], header.session + SESSION_JUMP_MOST))
-            raise PeerLost("the peer has seen a newer session; the next attempt takes a higher number")
+            raise OldSession("the peer has seen a newer session; the next attempt takes a higher number")
         if verdict == "busy":
             raise PeerLost(str(answer.get("message")))
         if verdict == lineage.MALFORMED:
             raise PeerRefused(lineage.explain_versions(greeting.versions, Versions(1, 1)))
-        raise PeerRefused(f"the peer refuses the path: {answer.get('message') or verdict}")
+        self.verdict = verdict if verdict in list(Verdict) else None
+        last = answer.get("last_write")
+        self.peer_last_write = last if isinstance(last, int) and 0 < last < 1 << 40 else None
+        raise PeerRefused(f"the peer refuses the path: {str(answer.get('message') or verdict)[:_MESSAGE_MOST]}")
 
     def _open(self, greeting: Greeting, meta: Connection) -> Session:
-        address = self._address
-        assert address is not None
-        export = f"data/{greeting.pair}/{greeting.session}"
+        """Data connections go where the meta connection goes, without asking for the name's address again."""
+        assert self._address is not None
+        address = dataclasses.replace(self._address, host=meta.get_peer_host())
+        export, size = f"data/{greeting.pair}/{greeting.session}", self._store.size
         timeout_s = self._params.link_timeout_s
-        return Session(greeting.session, meta, lambda use: Connection(address, f"{export}/{use}", timeout_s))
+
+        def connect(use: str, is_given_up: Callable[[], bool]) -> Connection:
+            return Connection(address, f"{export}/{use}", timeout_s, size, is_given_up)
+
+        return Session(greeting.session, meta, connect)
 
     def _keep(self, session: Session) -> None:
         """Returns when the session is over, whoever ended it."""
@@ -238,7 +294,9 @@ class Link:
         start = time.monotonic()
         try:
             with (session.urgent if action.urgent else session.copy).take() as connection:
-                data = connection.read(action.offset, action.length)
+                data = connection.read(action.offset, min(action.length, _READ_MOST))
+                while len(data) < action.length:
+                    data += connection.read(action.offset + len(data), min(action.length - len(data), _READ_MOST))
         except PathError:
             self._fetches.errors += action.urgent
             raise
@@ -282,8 +340,9 @@ class Link:
 
     def _tell(self, action: actions.PeerTell) -> None:
         session = self._get(action.session)
+        is_syncing = action.message["op"] == "complete"
         with session.meta_lock:
-            answer = session.meta.ask(action.message)
+            answer = session.meta.ask(action.message, self._params.flush_timeout_s if is_syncing else None)
         if answer.get("ok") is not True:
             raise PeerRefused(f"the peer refused {action.message.get('op')}: {answer.get('message')}")
 
@@ -291,6 +350,16 @@ class Link:
         session = self._session
         if session is not None and session.number == action.session:
             session.end()
+
+
+class OldSession(PeerLost):
+    """The peer knows of a newer session.  The next attempt takes a higher number: repeat at once."""
+
+
+def get_pause(attempt: int) -> float:
+    """Seconds to wait after so many attempts that failed; at random, so that many paths do not come back at once."""
+    longest: float = min(_RETRY_S * 2 ** min(attempt, 16), _RETRY_MOST_S)
+    return longest * random.uniform(0.5, 1.0)
 
 
 def parse_address(fields: dict[str, Any]) -> Address:

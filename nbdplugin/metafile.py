@@ -109,15 +109,14 @@ class MetaFile:
         if os.fstat(self._fd).st_size < layout.get_file_size(table.geometry.tracks):
             raise TableDamaged(f"{self.path} is shorter than the table of its volume")
         best = raw[copies.index(page)]
-        for copy in (0, 1):
-            self._repair(copies[copy], page, best, layout.get_header_offset(copy))
+        repairs = [(best, layout.get_header_offset(copy)) for copy in (0, 1) if copies[copy] != page]
         for index in self._find_written(table):
-            table.restore_page(self._load_page(table, index))
+            table.restore_page(self._load_page(table, index, repairs))
         if self._is_writer:
-            os.fdatasync(self._fd)
+            self._repair(repairs)
         return table
 
-    def _load_page(self, table: Table, index: int) -> Page:
+    def _load_page(self, table: Table, index: int, repairs: list[tuple[bytes, int]]) -> Page:
         offsets = [layout.get_page_offset(index, copy, table.pages) for copy in (0, 1)]
         raw = [os.pread(self._fd, layout.PAGE_SIZE, offset) for offset in offsets]
         copies = [layout.decode(item, layout.KIND_BITS, index, table.volume) for item in raw]
@@ -127,13 +126,16 @@ class MetaFile:
                 f"both copies of page {index} of {self.path} are bad; the pair's other side is the copy to keep: "
                 "delete the pair and create it with this side invalid"
             )
-        for copy in (0, 1):
-            self._repair(copies[copy], page, raw[copies.index(page)], offsets[copy])
+        repairs += [(raw[copies.index(page)], offsets[copy]) for copy in (0, 1) if copies[copy] != page]
         return page
 
-    def _repair(self, found: Page | None, best: Page, raw: bytes, offset: int) -> None:
-        if self._is_writer and (found is None or found.sequence != best.sequence):
+    def _repair(self, repairs: list[tuple[bytes, int]]) -> None:
+        """A killed process may have left the good copy unsynced: a power loss now must not tear it and its twin."""
+        os.fdatasync(self._fd)
+        for raw, offset in repairs:
             os.pwrite(self._fd, raw, offset)
+        if repairs:
+            os.fdatasync(self._fd)
 
     def _find_written(self, table: Table) -> Iterator[int]:
         """The pages of which either copy is not a hole in the file."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from nbdplugin import actions, checkpoint
+from nbdplugin import actions, checkpoint, tracks
 from nbdplugin.actions import Flow
 from nbdplugin.core import Core, Request
-from nbdplugin.errors import PeerLost, PeerRefused, Refused
+from nbdplugin.errors import PathError, PeerLost, PeerRefused, Refused
 from nbdplugin.lineage import Greeting
 from nbdplugin.tracks import Change
 
@@ -26,7 +26,9 @@ def _quiesced(core: Core, change: Callable[[], Flow[None]]) -> Flow[None]:
         core.resume_admission()
 
 
-def connect(core: Core, operation: str, pair: str, peer: str, invalidate: str) -> Flow[None]:
+def connect(
+    core: Core, operation: str, pair: str, peer: str, invalidate: str, on_path_loss: str = tracks.CONTINUE
+) -> Flow[None]:
     """The source's half of a pair: recorded, not ready, not committed."""
     core.check_writable()
     header = core.table.header
@@ -40,6 +42,7 @@ def connect(core: Core, operation: str, pair: str, peer: str, invalidate: str) -
     def change() -> Flow[None]:
         header.side, header.pair, header.peer, header.operation = "source", pair, peer, operation
         header.invalidate, header.committed, header.ready = invalidate, False, False
+        header.on_path_loss = on_path_loss
         header.session = header.accepted = 0
         header.peer_generation = header.epoch = None
         yield from core.write_header()
@@ -58,26 +61,86 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
     if header.committed:
         return
 
+    yield from _quiesced(core, lambda: _mark_side(core, header.invalidate or "", count_clients, peer_line))
+
+
+def _mark_side(
+    core: Core, side: str, count_clients: Callable[[], int], peer_line: tuple[str, ...], accepted: int | None = None
+) -> Flow[None]:
+    """Every track of the side invalid, and the path ready by command, in one durable header.
+
+    `accepted`: the session in which the peer gave its line, where what was known of it before does not count any more.
+    """
+    header, is_source = core.table.header, side == "source"
+    clients = count_clients()
+    if is_source and clients:
+        raise Refused(
+            f"the source is in use by {clients} client(s) whose caches would be stale; "
+            "detach it first (or --force: what they still write back then destroys the good copy)"
+        )
+    if not is_source:
+        _check_whole(core)
+        yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
+    header.invalidate, header.committed, header.ready = side, True, True
+    if accepted is not None:
+        header.accepted, header.epoch, header.doubtful, core.is_loss_untold = accepted, None, False, False
+    if is_source:
+        header.incomplete = False  # the invalid bits say it now, track by track
+        header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
+        header.peer_generation = header.generation
+    else:
+        header.take_generation(core.new_name(), peer_line[0])
+        header.peer_generation = None
+    core.extents.clear()
+    yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))
+    core.wake_all("path")
+
+
+def resolve(
+    core: Core,
+    operation: str,
+    pair: str,
+    discard: str,
+    count_clients: Callable[[], int],
+    peer_line: tuple[str, ...],
+    accepted: int,
+) -> Flow[None]:
+    """Ends a disagreement of the two sides: all that `discard` holds gives way to what the other one holds.
+
+    As a commit, for a pair that is committed; the commit point of `pair resolve`.  `peer_line` and `accepted`: the
+    destination's generation and ancestors, and the session of the greeting that brought them.
+    """
+    core.check_writable()
+    _check_committed(core, pair)
+    header = core.table.header
+    if header.operation == operation:
+        return
+
     def change() -> Flow[None]:
-        is_source, clients = header.invalidate == "source", count_clients()
-        if is_source and clients:
-            raise Refused(
-                f"the source is in use by {clients} client(s) whose caches would be stale; "
-                "detach it first (or --force: what they still write back then destroys the good copy)"
-            )
-        if not is_source:
-            _check_whole(core)
-            yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
-        header.committed = header.ready = True
-        if is_source:
-            header.incomplete = False  # the invalid bits say it now, track by track
-            header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
-            header.peer_generation = header.generation
-        else:
-            header.take_generation(core.new_name(), peer_line[0])
-            header.peer_generation = None
-        core.extents.clear()
-        yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))
+        if core.session is not None:
+            raise Refused(f"the two sides of pair {pair} agree by now: there is nothing to resolve")
+        before, header.operation = header.operation, operation
+        try:
+            yield from _mark_side(core, discard, count_clients, peer_line, accepted)
+        except PathError:
+            header.operation = before
+            raise
+
+    yield from _quiesced(core, change)
+
+
+def set_policy(core: Core, pair: str, on_path_loss: str) -> Flow[None]:
+    """What becomes of host writes when the path is lost; those that wait are decided anew."""
+    core.check_writable()
+    _check_pair(core, pair)
+    header = core.table.header
+    if header.on_path_loss == on_path_loss:
+        return
+
+    def change() -> Flow[None]:
+        header.on_path_loss = on_path_loss
+        yield from core.write_header()
+        core.wake_all("path")
 
     yield from _quiesced(core, change)
 
@@ -99,6 +162,7 @@ def _end_ready(core: Core) -> Flow[None]:
         core.link_error = None
         if was_ready:
             yield from core.write_header()
+        core.wake_all("path")
 
     yield from _quiesced(core, change)
 
@@ -170,8 +234,11 @@ def _check_committed(core: Core, pair: str) -> None:
 # --- sessions ---
 
 
-def begin_session(core: Core) -> Flow[Greeting]:
-    """A new session number, durable before it is sent."""
+def begin_session(core: Core, discard: str | None = None) -> Flow[Greeting]:
+    """A new session number, durable before it is sent.
+
+    `discard`: the side whose data is about to give way, so that histories do not matter (see lineage.judge).
+    """
     header = core.table.header
 
     def build() -> Change:
@@ -184,9 +251,9 @@ def begin_session(core: Core) -> Flow[Greeting]:
         size=header.size,
         track_size=header.track_size,
         session=header.session,
-        accepted=header.accepted,
-        committed=header.committed,
-        invalidate=header.invalidate or "",
+        accepted=0 if discard else header.accepted,
+        committed=header.committed and not discard,
+        invalidate=discard or header.invalidate or "",
         generation=header.generation,
         ancestors=tuple(header.ancestors),
         differs=bool(core.table.owed.count or core.table.active_on_disk),

@@ -12,8 +12,9 @@ from nbdplugin.errors import BadRequest
 class Params:
     """`role`: host or peer.  Times in seconds: see DESIGN section 4.
 
-    fetch_timeout_s: how long a request for an invalid track waits for the path.
-    link_timeout_s: how long the peer may leave a request unanswered.  flush_timeout_s: the same for a flush.
+    fetch_timeout_s: how long a request that cannot do without the path waits for it; long, as an EIO makes ext4
+    read-only.  link_timeout_s: how long nothing may move on a connection with a request under way.
+    flush_timeout_s: the same for a flush, during which nothing does.
     """
 
     role: str
@@ -21,8 +22,8 @@ class Params:
     meta: Path
     backing: Path
     control: Path
-    fetch_timeout_s: float = 30.0
-    link_timeout_s: float = 5.0
+    fetch_timeout_s: float = 600.0
+    link_timeout_s: float = 10.0
     flush_timeout_s: float = 30.0
     command_timeout_s: float = 30.0
     checkpoint_s: float = 1.0

@@ -24,13 +24,16 @@ import nbd
 
 from nbdplugin.errors import PeerLost, PeerRefused
 
+META_SIZE = 64 << 10
 META_REPLY = 16 << 10
 URGENT_MOST = 8
 COPY_MOST = 4
 TAKE_MOST_S = 600.0
 _WATCH_S = 0.2
+_TOTAL_FACTOR = 6  # a call that moves a little now and then is given up too, after so many of its limits
 _NEARLY = 0.9  # the kernel's own limit (TCP_USER_TIMEOUT) is the same and may be first
 _TCP_USER_TIMEOUT = 18  # linux/tcp.h
+_TCP_INFO_MOVED = struct.Struct("=120x2Q")  # of struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received
 _LENGTH = struct.Struct(">I")
 
 
@@ -44,14 +47,31 @@ class Address:
     identity: str
 
 
-class Connection:
-    """One export of the peer.  `deadline`: when the watchdog may shut the call under way; None if there is none."""
+class Call:
+    """A request under way: given up at `deadline`, which moves on while bytes move, but not beyond `end`."""
 
-    def __init__(self, address: Address, export: str, timeout_s: float) -> None:
-        """Connects within timeout_s; raises PeerLost."""
-        self.deadline: float | None = None
+    __slots__ = ("deadline", "end", "limit_s", "start")
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.start = time.monotonic()
+        self.deadline = self.start + limit_s
+        self.end = self.start + limit_s * _TOTAL_FACTOR
+
+    def extend(self, now: float) -> None:
+        self.deadline = min(now + self.limit_s, self.end)
+
+
+class Connection:
+    """One export of the peer.  `call`: the request under way, for the watchdog; None if there is none."""
+
+    def __init__(
+        self, address: Address, export: str, timeout_s: float, size: int, is_given_up: Callable[[], bool]
+    ) -> None:
+        """Connects within timeout_s or until `is_given_up`; raises PeerLost, and PeerRefused if the size is another."""
+        self.call: Call | None = None
         self.timeout_s = timeout_s
-        self.limit_s = timeout_s  # of the call under way
+        self._moved = 0
         self._handle = nbd.NBD()
         self._socket: socket.socket | None = None
         try:
@@ -60,21 +80,49 @@ class Connection:
             self._handle.set_tls_username(address.identity)
             self._handle.set_export_name(export)
             self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
-            self._connect(address, time.monotonic() + timeout_s)
+            self._connect(address, is_given_up)
             self._socket = socket.socket(fileno=os.dup(self._handle.aio_get_fd()))
             self._watch_socket(self._socket, timeout_s)
+            found = self._handle.get_size()
         except (nbd.Error, OSError) as error:
             raise PeerLost(f"no connection to the peer at {address.host}:{address.port}: {_explain(error)}") from None
+        if found != size:
+            self.shut()
+            raise PeerRefused(f"the peer's {export.split('/')[0]} export has {found} bytes instead of {size}")
 
-    def _connect(self, address: Address, end: float) -> None:
+    def _connect(self, address: Address, is_given_up: Callable[[], bool]) -> None:
+        end = time.monotonic() + self.timeout_s
         self._handle.aio_connect_tcp(address.host, str(address.port))
         while self._handle.aio_is_connecting():
             left = end - time.monotonic()
             if left <= 0:
                 raise PeerLost(f"the peer at {address.host}:{address.port} did not answer within {self.timeout_s:g} s")
-            self._handle.poll(max(1, int(left * 1000)))
+            if is_given_up():
+                raise PeerLost(f"the connection to the peer at {address.host}:{address.port} is not wanted any more")
+            self._handle.poll(max(1, int(min(left, _WATCH_S) * 1000)))
         if not self._handle.aio_is_ready():
             raise PeerLost(f"the peer at {address.host}:{address.port} closed the connection during the handshake")
+
+    def get_peer_host(self) -> str:
+        """The numeric address that the connection goes to."""
+        assert self._socket is not None
+        return str(self._socket.getpeername()[0])
+
+    def note_moved(self, now: float) -> bool:
+        """Whether bytes were taken by the peer's machine, or came from it, since this was last asked."""
+        if self._socket is None:
+            return False
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_MOVED.size)
+            moved = sum(_TCP_INFO_MOVED.unpack(info))
+        except (OSError, struct.error):
+            return False
+        is_new: bool = moved != self._moved
+        self._moved = moved
+        call = self.call
+        if is_new and call is not None:
+            call.extend(now)
+        return is_new
 
     @staticmethod
     def _watch_socket(sock: socket.socket, timeout_s: float) -> None:
@@ -95,17 +143,15 @@ class Connection:
 
     @contextmanager
     def _call(self, timeout_s: float | None = None) -> Iterator[None]:
-        self.limit_s = limit_s = self.timeout_s if timeout_s is None else timeout_s
-        start = time.monotonic()
-        self.deadline = start + limit_s
+        self.call = call = Call(self.timeout_s if timeout_s is None else timeout_s)
         try:
             yield
         except nbd.Error as error:
             if self._handle.aio_is_ready() and error.errnum != errno.ESHUTDOWN:
                 raise PeerRefused(f"the peer answered: {_explain(error)}") from None
-            raise PeerLost(_tell_broken(error, time.monotonic() - start, limit_s)) from None
+            raise PeerLost(_tell_broken(error, time.monotonic() - call.start, call.limit_s)) from None
         finally:
-            self.deadline = None
+            self.call = None
 
     def read(self, offset: int, length: int) -> bytearray:
         with self._call():
@@ -138,10 +184,10 @@ class Connection:
             return length, False
         return min(found[0], length), bool(found[1] & nbd.STATE_ZERO)
 
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         """Sends a message on a meta export and returns the answer; raises PeerLost if it is none."""
         raw = json.dumps(message).encode()
-        with self._call():
+        with self._call(timeout_s):
             self._handle.pwrite(_LENGTH.pack(len(raw)) + raw, 0)
             reply = self._handle.pread(META_REPLY, 0)
         length = _LENGTH.unpack_from(reply)[0]
@@ -221,8 +267,8 @@ class Pool:
 class Session:
     """Every connection of one session; they end together.  `is_over` is set once they do."""
 
-    def __init__(self, number: int, meta: Connection, connect: Callable[[str], Connection]) -> None:
-        """`connect` opens a data connection for a use, "host" or "copy"."""
+    def __init__(self, number: int, meta: Connection, connect: Callable[[str, Callable[[], bool]], Connection]) -> None:
+        """`connect` opens a data connection for a use, "host" or "copy", unless it is given up meanwhile."""
         self.number = number
         self.meta = meta
         self.meta_lock = threading.Lock()
@@ -234,8 +280,8 @@ class Session:
         self._all = [meta]
         threading.Thread(target=self._watch, name=f"watch-{number}", daemon=True).start()
 
-    def _open(self, connect: Callable[[str], Connection], use: str) -> Connection:
-        connection = connect(use)
+    def _open(self, connect: Callable[[str, Callable[[], bool]], Connection], use: str) -> Connection:
+        connection = connect(use, self.is_over.is_set)
         with self._lock:
             self._all.append(connection)
             is_over = self.is_over.is_set()
@@ -256,11 +302,16 @@ class Session:
             connection.shut()
 
     def _watch(self) -> None:
+        """A message waits for its answer as long as anything moves: on a slow link it comes behind the data."""
         while not self.is_over.wait(_WATCH_S):
             now = time.monotonic()
-            for connection in list(self._all):
-                if (deadline := connection.deadline) is not None and deadline < now:
-                    self.end(f"the peer did not answer within {connection.limit_s:g} s")
+            calls = [(connection.note_moved(now), connection.call) for connection in list(self._all)]
+            message = calls[0][1]
+            if message is not None and any(has_moved for has_moved, _ in calls):
+                message.extend(now)
+            for _, call in calls:
+                if call is not None and call.deadline < now:
+                    self.end(f"the peer did not answer within {call.limit_s:g} s")
 
 
 def ask(meta: Connection, message: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """requests - the host's reads, writes and flushes.  Pure flows over decide's table.
 
-Raises StoreFailed, PathNotReady, VolumeFailed: each is EIO to the host.
+Raises StoreFailed, PathNotReady, PeerRefused, VolumeFailed: each is EIO to the host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import errno
 
 from nbdplugin import actions, checkpoint, transfer
-from nbdplugin.actions import Data, Flow, Outcome
+from nbdplugin.actions import AGAIN, Data, Flow, Outcome
 from nbdplugin.core import Core, Request
 from nbdplugin.decide import Cover, Kind, Path, Step, decide
 from nbdplugin.errors import PathError, PathNotReady, PeerLost, StoreFailed
@@ -54,12 +54,34 @@ def read(core: Core, offset: int, length: int) -> Flow[Data]:
             while (step := decide(Kind.READ, classify(core, Kind.READ, offset, length), core.path)) is not Step.LOCAL:
                 yield from _bring(core, request, span, step)
             distrusts = core.distrusts
-            data = yield actions.StoreRead(offset, length)
+            try:
+                data = yield actions.StoreRead(offset, length)
+            except StoreFailed as error:
+                data = yield from _read_elsewhere(core, request, offset, length, error)
+                if data is AGAIN:
+                    continue
             if core.distrusts == distrusts:  # else a failed sync may have taken the data back before it was read
                 core.counts.read_bytes += length
                 return data
     finally:
         core.depart(request)
+
+
+def _read_elsewhere(core: Core, request: Request, offset: int, length: int, error: StoreFailed) -> Flow[Data]:
+    """What cannot be read here, from the peer if it has the same; AGAIN if that has to be decided anew.
+
+    Raises the error where nobody else has it.
+    """
+    core.counts.read_errors += 1
+    span = core.table.geometry.get_span(offset, length)
+    if not core.table.header.committed or core.table.owed.is_any(span.first, span.count):
+        raise error
+    if core.session is None:
+        yield from core.await_path(request)
+        return AGAIN
+    data = yield from transfer.read_peer(core, offset, length, error)
+    core.counts.peer_reads += data is not AGAIN
+    return data
 
 
 def write(core: Core, item: HostWrite) -> Flow[None]:
@@ -119,7 +141,9 @@ def _enter(core: Core, request: Request, item: HostWrite) -> Flow[Ticket | None]
             _skip_edges(core, item)
             if item.length <= 0:
                 return None
-        elif step in (Step.FETCH, Step.WAIT, Step.FAIL):
+        elif step is Step.WAIT:
+            yield from core.await_path(request)
+        elif step in (Step.FETCH, Step.FAIL):
             edge = get_invalid_edges(core, item.offset, item.length)[0]
             yield from _bring(core, request, Span(edge, 1), step)
         else:
@@ -142,12 +166,12 @@ def _skip_edges(core: Core, item: HostWrite) -> None:
 
 
 def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
-    """False if a failed sync made a partly covered track invalid first: enter anew."""
+    """False if it is to enter anew: a failed sync made a partly covered track invalid first, or the peer lacks it."""
     span = core.table.geometry.get_span(item.offset, item.length)
     extents = core.table.geometry.get_extents(span)
-    while not checkpoint.is_prepared(core, extents):
+    while core.path is not Path.HALTED and not checkpoint.is_prepared(core, extents):
         yield from checkpoint.prepare(core, extents)
-    if get_invalid_edges(core, item.offset, item.length):
+    if core.path is Path.HALTED or get_invalid_edges(core, item.offset, item.length):
         return False
     checkpoint.use_extents(core, extents)
     try:
@@ -162,6 +186,8 @@ def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
             raise StoreFailed("a sync", errno.EIO)
     finally:
         checkpoint.release_extents(core, extents)
+    if outcome.peer is not None and core.is_strict:
+        return False
     core.counts.write_bytes += item.length
     return True
 

@@ -16,9 +16,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from nbdplugin import actions, checkpoint, control, lineage, link, modes, status
+from nbdplugin import actions, checkpoint, control, lineage, link, modes, status, tracks
 from nbdplugin.actions import Patience
-from nbdplugin.control import Control, get_side, get_text
+from nbdplugin.control import Control, get_policy, get_side, get_text
 from nbdplugin.copier import Copier
 from nbdplugin.core import Core, Request
 from nbdplugin.engine import Engine, start_thread
@@ -26,7 +26,7 @@ from nbdplugin.errors import BadRequest, PathError, PeerRefused, SessionOver
 from nbdplugin.link import Link
 from nbdplugin.metafile import MetaFile
 from nbdplugin.params import Params
-from nbdplugin.peer import META_REPLY
+from nbdplugin.peer import META_REPLY, META_SIZE
 from nbdplugin.stats import Stats
 from nbdplugin.store import Store
 from nbdplugin.target import Target
@@ -34,9 +34,9 @@ from nbdplugin.tracks import Header
 from nbdplugin.volume import Volume
 
 T = TypeVar("T")
-META_SIZE = 64 << 10
 DRAINED_S = 10.0
 HEARD_SPARE_S = 2.0  # what a source that is there may be late
+SAVE_CLOCK_S = 30
 _LENGTH = struct.Struct(">I")
 
 log = logging.getLogger(__name__)
@@ -71,11 +71,26 @@ def _make_hands(backing: Store, meta: MetaFile) -> dict[type, Callable[[Any], An
     }
 
 
+class WriteClock:
+    """When the last write was: noted in memory at each, on disk once a minute at most."""
+
+    def __init__(self, header: Header) -> None:
+        self._saved = header.last_write or 0
+
+    def is_due(self, header: Header) -> bool:
+        """Whether the caller should write the header now; then it counts as written."""
+        last = header.last_write or 0
+        is_due = last != self._saved and (last - self._saved >= SAVE_CLOCK_S or time.time() - last >= SAVE_CLOCK_S)
+        if is_due:
+            self._saved = last
+        return is_due
+
+
 class HostExport(Volume):
     """The volume for one client of this host."""
 
     def __init__(self, owner: HostService) -> None:
-        super().__init__(owner.core, owner.engine, owner.store)
+        super().__init__(owner.core, owner.engine, owner.store, owner.params.volume)
         self.size = owner.store.size
         self.stats = owner.stats
         self._owner = owner
@@ -97,6 +112,7 @@ class HostService:
         self.engine = Engine(self.core, _make_hands(backing, meta) | self.link.hands, patience)
         self.copier = Copier(self.core, self.engine)
         self.clients = 0
+        self._clock = WriteClock(meta.table.header)
         self._control = Control(
             params.control,
             {
@@ -106,8 +122,10 @@ class HostService:
                 "greet": self._greet,
                 "commit": self._commit,
                 "suspend": lambda r: self._run(modes.suspend(self.core, get_text(r, "pair"))),
-                "resume": lambda r: self._run(modes.resume(self.core, get_text(r, "pair"))),
+                "resume": self._resume,
                 "stop": lambda r: self._run(modes.stop(self.core, get_text(r, "pair"))),
+                "policy": self._policy,
+                "resolve": self._resolve,
                 "disconnect": lambda r: self._run(modes.disconnect(self.core, get_text(r, "pair"))),
                 "set": self._set,
                 "limits": self._limits,
@@ -147,6 +165,8 @@ class HostService:
             "link": "none" if core.table.header.pair is None else self.link.state,
             "link_error": core.link_error,
             "complete": core.is_complete,
+            "verdict": self.link.verdict,
+            "peer_last_write": self.link.peer_last_write,
             "waiting": core.waiting,
             "failed": core.failed,
             "copy_error": self.copier.error,
@@ -166,7 +186,25 @@ class HostService:
         if get_side(request, "side") != "source":
             raise BadRequest("a process in the host's role takes the source's side")
         operation, pair, peer = (get_text(request, key) for key in ("operation", "pair", "peer"))
-        return self._run(modes.connect(self.core, operation, pair, peer, get_side(request, "invalid")))
+        policy = get_policy(request) if "on_path_loss" in request else tracks.CONTINUE
+        return self._run(modes.connect(self.core, operation, pair, peer, get_side(request, "invalid"), policy))
+
+    def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._run(modes.resume(self.core, get_text(request, "pair")))
+        self.link.hurry()
+        return self.get_status()
+
+    def _policy(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._run(modes.set_policy(self.core, get_text(request, "pair"), get_policy(request)))
+
+    def _resolve(self, request: dict[str, Any]) -> dict[str, Any]:
+        operation, pair = get_text(request, "operation"), get_text(request, "pair")
+        discard, is_forced = get_side(request, "discard"), request.get("force") is True
+        if self.core.table.header.operation != operation:
+            session, line = self.link.greet(pair, discard)
+            clients = (lambda: 0) if is_forced else (lambda: self.clients)
+            self._run(modes.resolve(self.core, operation, pair, discard, clients, line, session))
+        return self.get_status()
 
     def _link(self, request: dict[str, Any]) -> dict[str, Any]:
         self.link.set_address(get_text(request, "pair"), link.parse_address(request))
@@ -222,6 +260,8 @@ class HostService:
                     is_due = checkpoint.is_due(self.core) and self.core.failed is None
                 if is_due:
                     self.engine.run(self._checkpoint())
+                if self._clock.is_due(self.core.table.header) and not self.core.is_read_only:
+                    self.engine.run(self.core.write_header())
             except PathError as error:
                 log.warning("volume %s: a checkpoint failed: %s", self.params.volume, error)
 
@@ -254,20 +294,21 @@ class DataExport:
         self._pair = owner.target.table.header.pair
 
     def _run(self, flow: actions.Flow[T]) -> T:
-        result = self._owner.engine.run(_fence(self._target, self._pair, flow))
-        self._owner.note_heard()
-        return result
+        self._owner.hear()
+        return self._owner.engine.run(_fence(self._target, self._pair, flow))
 
     def read(self, buf: memoryview, offset: int) -> None:
         buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
         self._run(self._target.write(self._session, offset, len(buf), buf))
+        self._target.table.header.last_write = int(time.time())
         if is_fua:
             self.flush()
 
     def zero(self, offset: int, length: int, is_fua: bool) -> None:
         self._run(self._target.write(self._session, offset, length, None))
+        self._target.table.header.last_write = int(time.time())
         if is_fua:
             self.flush()
 
@@ -318,9 +359,10 @@ class MetaExport:
                 self._session, self._pair = message["session"], message["pair"]
                 self._owner.note_heard()
             return answer
+        self._owner.hear()
         try:
             answer = engine.run(_fence(target, self._pair, target.tell(self._session, message)))
-            self._owner.note_heard()
+            self._owner.save_clock()
             return answer
         except SessionOver:
             raise
@@ -358,6 +400,7 @@ class PeerService:
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
         self._heard_at: float | None = None
+        self._clock = WriteClock(meta.table.header)
         self._control = Control(
             params.control,
             {
@@ -383,8 +426,37 @@ class PeerService:
         raise BadRequest(f"there is no export {name[:80]!r} here")
 
     def note_heard(self) -> None:
-        """A callback or message of the session that is open: the source sends one a second at least."""
+        """A greeting was accepted."""
         self._heard_at = time.monotonic()
+
+    def hear(self) -> None:
+        """A request or message came, before it is looked at: the source sends one a second at least.
+
+        After a longer silence than the source puts up with, its session is over: what comes then was sent before.
+        """
+        now, heard, target = time.monotonic(), self._heard_at, self.target
+        is_late = heard is not None and now - heard > self.params.link_timeout_s + HEARD_SPARE_S
+        if is_late and not target.syncing:
+            self._expire(now - (heard or now))
+        self._heard_at = now  # last: until the session is over every thread must find it late
+
+    def _expire(self, silence_s: float) -> None:
+        target = self.target
+        with self.engine.lock:
+            if target.is_open:
+                target.expire()
+                log.warning(
+                    "volume %s: nothing was heard of the source for %.1f s, so its session %d is over; what comes of "
+                    "it now is refused, the source sends it again",
+                    self.params.volume,
+                    silence_s,
+                    target.table.header.session,
+                )
+
+    def save_clock(self) -> None:
+        """The time of the last write becomes durable, if it is due."""
+        if self._clock.is_due(self.target.table.header) and self.target.failed is None:
+            self.engine.run(self.target.save())
 
     def get_status(self) -> dict[str, Any]:
         """`session` is null when nothing was heard of it for longer than its source would put up with."""
@@ -400,6 +472,7 @@ class PeerService:
             "write_bytes": target.written_bytes,
             "fetched_bytes": target.fetched_bytes,
             "fetched_tracks": target.fetched_tracks,
+            "refused_requests": target.refused_requests,
         }
         return facts | {
             "volume": self.params.volume,
@@ -411,6 +484,8 @@ class PeerService:
             "link_error": None,
             "heard_s": heard_s,
             "complete": not target.is_incomplete,
+            "verdict": None,
+            "peer_last_write": None,
             "waiting": 0,
             "failed": target.failed,
             "copy_error": None,

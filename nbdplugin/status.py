@@ -29,4 +29,6 @@ def describe(table: Table) -> dict[str, Any]:
         "generation": header.generation,
         "ancestors": header.ancestors,
         "last_session": header.session,
+        "last_write": header.last_write,
+        "on_path_loss": header.on_path_loss,
     }

@@ -35,6 +35,8 @@ class Target:
         self.written_bytes = 0
         self.fetched_bytes = 0
         self.fetched_tracks = 0
+        self.refused_requests = 0  # of sessions that were over
+        self.syncing = 0
 
     # --- waiting ---
 
@@ -109,6 +111,7 @@ class Target:
             "session": header.session,
             "generation": header.generation,
             "ancestors": header.ancestors,
+            "last_write": header.last_write,
         }
 
     @property
@@ -121,8 +124,16 @@ class Target:
     def enter(self, session: int) -> None:
         """Raises SessionOver unless this is the open session."""
         if not self.is_open or session != self.table.header.session:
+            self.refused_requests += 1
             raise SessionOver(f"session {session} is over")
         self.running[session] = self.running.get(session, 0) + 1
+
+    def expire(self) -> None:
+        """Nothing was heard of the source for longer than it puts up with silence: it has ended the session.
+
+        What it had sent before may still lie here, in a process that was stopped for a while: it comes too late.
+        """
+        self.is_open = False
 
     def leave(self, session: int) -> None:
         self.running[session] -= 1
@@ -170,12 +181,15 @@ class Target:
 
     def _sync(self) -> Flow[None]:
         epoch = self.epoch
+        self.syncing += 1
         try:
             yield actions.StoreSync()
         except StoreFailed:
             self.epoch = self.new_name()
             self.is_open = False  # the source greets anew and learns the epoch
             raise
+        finally:
+            self.syncing -= 1
         if self.epoch != epoch:  # another one failed meanwhile: Linux reports a loss to one of them only
             raise StoreFailed("a sync", errno.EIO)
 
@@ -267,6 +281,10 @@ class Target:
         finally:
             self.is_table_busy = False
             self._wake()
+
+    def save(self) -> Flow[None]:
+        """The time of the last write becomes durable."""
+        yield from self._write_header()
 
     def _write_header(self) -> Flow[None]:
         yield from self._write(lambda: self.table.build_change((), {}, header=True))

@@ -23,6 +23,7 @@ from nbdplugin.geometry import EXTENT_SIZE, Geometry, Span
 
 ANCESTORS = 8
 ACTIVE_MOST = 256
+CONTINUE, STOP = "continue", "stop"  # on_path_loss: go on here and owe, or let host writes wait and then fail
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,7 +41,9 @@ class Header:
     `session` is the last number used (source) or accepted (destination), `accepted` the last one the peer
     accepted.  `epoch` is our own (destination) or the peer's last seen (source).  `peer_generation` is the last
     generation the peer may have.  `active` are the extents that may have unrecorded differences.  `doubtful`: the
-    peer alone has the data of some invalid tracks, and it may not be durable there.
+    peer alone has the data of some invalid tracks, and it may not be durable there.  `on_path_loss`: what becomes of
+    host writes while a path that is to be ready is not.  `last_write`: Unix seconds of the last write that this side
+    took, at most a minute old.
     """
 
     volume: str
@@ -61,6 +64,8 @@ class Header:
     session: int = 0
     accepted: int = 0
     epoch: str | None = None
+    on_path_loss: str = CONTINUE
+    last_write: int | None = None
     planes: dict[str, Fill] = dataclasses.field(default_factory=lambda: {name: Fill() for name in layout.PLANES})
     active: list[int] = dataclasses.field(default_factory=list)
 
@@ -73,6 +78,7 @@ class Header:
         self.committed = self.ready = self.doubtful = False
         self.peer_generation = self.epoch = None
         self.session = self.accepted = 0
+        self.on_path_loss = CONTINUE
 
     def take_generation(self, name: str, *also: str) -> None:
         """A new lineage that descends from the present one and from `also`."""

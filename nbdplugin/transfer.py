@@ -5,10 +5,11 @@ A fetched track is marked valid last, a pushed track stops being owed last; a cr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 
 from nbdplugin import actions, checkpoint
-from nbdplugin.actions import Data, Flow
+from nbdplugin.actions import AGAIN, Data, Flow
 from nbdplugin.core import Core, Request
 from nbdplugin.errors import PeerLost, PeerRefused, StoreFailed
 from nbdplugin.gate import Ticket
@@ -21,7 +22,7 @@ HOLE_BYTES = 64 << 20  # a range that a host request may have to wait for
 def fetch(core: Core, span: Span) -> Flow[None]:
     """Brings the span's invalid tracks; whoever waited at the gate meanwhile finds them valid.
 
-    Returns early when the session ends: the caller decides anew.  Raises StoreFailed.
+    Returns early when the session ends: the caller decides anew.  Raises StoreFailed, PeerRefused.
     """
     ticket = yield from core.enter_gate(*core.table.geometry.get_range(span))
     try:
@@ -42,12 +43,41 @@ def _find_within(core: Core, track: int, end: int) -> Span | None:
     return Span(found[0], min(found[1], end - found[0]))
 
 
+def read_peer(core: Core, offset: int, length: int, error: StoreFailed) -> Flow[Data]:
+    """The bytes that cannot be read here, from the peer; they are written here anew if that works.
+
+    AGAIN if the tracks are not what they were, or the session ended.  Raises the error if the peer cannot help.
+    """
+    span = core.table.geometry.get_span(offset, length)
+    ticket = yield from core.enter_gate(offset, length)  # no write to them is under way: both sides hold the same
+    try:
+        session, invalid, owed = core.session, core.table.invalid, core.table.owed
+        if session is None or invalid.is_any(span.first, span.count) or owed.is_any(span.first, span.count):
+            return AGAIN
+        try:
+            data = yield actions.PeerRead(session, offset, length, True)
+        except PeerLost as loss:
+            yield from core.end_session(session, loss)
+            return AGAIN
+        except PeerRefused:
+            raise error from None
+        with contextlib.suppress(StoreFailed):  # the same bytes: a drive gives a bad sector up when it is written
+            yield actions.StoreWrite(offset, length, data)
+            core.counts.repaired_tracks += span.count
+        return data
+    finally:
+        core.leave_gate(ticket)
+
+
 def _fetch_run(core: Core, run: Span, session: int) -> Flow[bool]:
-    """Reads a run from the peer and stores it; False if the session ended."""
+    """Reads a run from the peer and stores it; False if the session ended.
+
+    Raises PeerRefused where the peer cannot read it: that endangers nothing else, so the session goes on.
+    """
     offset, length = core.table.geometry.get_range(run)
     try:
         data = yield actions.PeerRead(session, offset, length, True)
-    except (PeerLost, PeerRefused) as error:
+    except PeerLost as error:
         yield from core.end_session(session, error)
         return False
     yield from _store(core, run, offset, length, data)
@@ -86,7 +116,8 @@ def copy_run(core: Core, run: Span, is_pull: bool, most_bytes: int | None = None
     """Copies the first even piece of the run, taken whole or not at all; at most `most_bytes` of data.
 
     Result: (tracks the cursor may skip, bytes moved over the link); (0, 0) when a host request was there first or
-    the session ended.
+    the session ended.  Raises StoreFailed, and PeerRefused where the peer cannot read what is to be pulled; that it
+    cannot write what is pushed ends the session.
     """
     request = Request()
     yield from core.admit(request)
@@ -104,6 +135,8 @@ def copy_run(core: Core, run: Span, is_pull: bool, most_bytes: int | None = None
             return run.count, 0
         return (yield from _copy_in_gate(core, run, is_pull, is_hole, session, turn, ticket))
     except (PeerLost, PeerRefused) as error:
+        if is_pull and isinstance(error, PeerRefused):
+            raise
         assert session is not None
         yield from core.end_session(session, error)
         return 0, 0

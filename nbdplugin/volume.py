@@ -6,23 +6,30 @@ flows of requests.py.
 
 from __future__ import annotations
 
+import logging
+import time
+
 from nbdplugin import requests
 from nbdplugin.core import Core
 from nbdplugin.decide import Kind
 from nbdplugin.engine import Engine
+from nbdplugin.errors import StoreFailed
 from nbdplugin.requests import HostWrite
 from nbdplugin.store import Store
 
 _PIECE = 32 << 20
 
+log = logging.getLogger(__name__)
+
 
 class Volume:
     """Every method may run in any number of threads at once; raises PathError."""
 
-    def __init__(self, core: Core, engine: Engine, backing: Store) -> None:
+    def __init__(self, core: Core, engine: Engine, backing: Store, name: str) -> None:
         self._core = core
         self._engine = engine
         self._store = backing
+        self._name = name
 
     def read(self, buf: memoryview, offset: int) -> None:
         """Fills `buf`; a valid range costs two short holds of the lock."""
@@ -35,9 +42,11 @@ class Volume:
         if is_plain:
             try:
                 self._store.read_into(buf, offset)
+            except StoreFailed as error:
+                is_plain = self._tell_read_error(offset, len(buf), error)
             finally:
                 with lock:
-                    is_plain = core.distrusts == distrusts  # else a failed sync may have dropped what was written
+                    is_plain &= core.distrusts == distrusts  # else a failed sync may have dropped what was written
                     core.counts.read_bytes += len(buf) if is_plain else 0
                     core.in_flight -= 1
                     if core.in_flight == 0 and core.is_quiesced:
@@ -46,8 +55,22 @@ class Volume:
         if not is_plain:
             buf[:] = self._engine.run(requests.read(core, offset, len(buf)))
 
+    def _tell_read_error(self, offset: int, length: int, error: StoreFailed) -> bool:
+        log.error(
+            "volume %s: reading %d bytes at %d failed on the local store (errno %d); the peer is asked if it has them",
+            self._name,
+            length,
+            offset,
+            error.errno,
+        )
+        return False
+
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
-        self._engine.run(requests.write(self._core, HostWrite(Kind.WRITE, offset, len(buf), buf, is_fua)))
+        self._write(HostWrite(Kind.WRITE, offset, len(buf), buf, is_fua))
+
+    def _write(self, item: HostWrite) -> None:
+        self._engine.run(requests.write(self._core, item))
+        self._core.table.header.last_write = int(time.time())
 
     def zero(self, offset: int, length: int, is_fua: bool) -> None:
         self._cut(Kind.WRITE, offset, length, is_fua)
@@ -57,7 +80,7 @@ class Volume:
 
     def _cut(self, kind: Kind, offset: int, length: int, is_fua: bool) -> None:
         for start, count in self._core.table.geometry.cut(offset, length, _PIECE):
-            self._engine.run(requests.write(self._core, HostWrite(kind, start, count, None)))
+            self._write(HostWrite(kind, start, count, None))
         if is_fua:
             self.flush()
 

@@ -10,21 +10,22 @@ from nbdplugin import decide
 from nbdplugin.decide import Cover, Kind, Path, Step
 
 # DESIGN's table: path ready, path not ready.  A volume without a pair: as not ready, but nothing is owed to anybody
-# and nobody will bring what is invalid.
+# and nobody will bring what is invalid.  A pair whose copies must not part (policy stop): lost, ready.
 ROWS = """
-read   valid   here               | here                     | here
-read   owed    here               | here                     | here
-read   part    fetch              | wait                     | fail
-read   whole   fetch              | wait                     | fail
-write  valid   both               | here and owed            | here
-write  owed    here               | here and owed            | here
-write  part    fetch              | wait                     | fail
-write  whole   both               | here and owed            | here
-trim   valid   both               | here and owed            | here
-trim   owed    here               | here and owed            | here
-trim   part    skip               | skip                     | skip
-trim   whole   both               | here and owed            | here
+read   valid   here               | here                     | here | here | here
+read   owed    here               | here                     | here | here | here
+read   part    fetch              | wait                     | fail | wait | fetch
+read   whole   fetch              | wait                     | fail | wait | fetch
+write  valid   both               | here and owed            | here | wait | both
+write  owed    here               | here and owed            | here | wait | both
+write  part    fetch              | wait                     | fail | wait | fetch
+write  whole   both               | here and owed            | here | wait | both
+trim   valid   both               | here and owed            | here | wait | both
+trim   owed    here               | here and owed            | here | wait | both
+trim   part    skip               | skip                     | skip | skip | skip
+trim   whole   both               | here and owed            | here | wait | both
 """
+PATHS = (Path.READY, Path.NOT_READY, Path.ALONE, Path.HALTED, Path.STRICT)
 MEANING = {
     "here": Step.LOCAL,
     "both": Step.BOTH,
@@ -40,7 +41,7 @@ def read_rows() -> dict[tuple[Kind, Cover, Path], Step]:
     table = {}
     for line in ROWS.strip().splitlines():
         kind, cover, rest = line.split(maxsplit=2)
-        for path, word in zip((Path.READY, Path.NOT_READY, Path.ALONE), rest.split("|"), strict=True):
+        for path, word in zip(PATHS, rest.split("|"), strict=True):
             table[Kind[kind.upper()], Cover[cover.upper()], path] = MEANING[word.strip()]
     return table
 

@@ -14,7 +14,7 @@ GOOD = {"role": "host", "volume": "v", "meta": "/m", "backing": "/b", "control":
 
 def test_the_least_and_the_defaults() -> None:
     parsed = params.parse(GOOD)
-    assert (parsed.role, parsed.meta, parsed.fetch_timeout_s) == ("host", Path("/m"), 30.0)
+    assert (parsed.role, parsed.meta, parsed.fetch_timeout_s) == ("host", Path("/m"), 600.0)
 
 
 def test_times_may_be_fractions() -> None:
