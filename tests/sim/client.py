@@ -69,7 +69,9 @@ class Client(Base):
                 self.rules.check_lineage(cells, value)
             for write, part, is_sure in writes:
                 if error is None and is_sure:
-                    self.model.ack(write, part, self.machine.now, self._is_there)
+                    self.model.ack(write, part, self.machine.now, self._is_there, item.is_fua)
+                    if item.is_fua:
+                        self.rules.check_fua(part)
                 else:
                     self.model.fail(write, self.machine.now)
 

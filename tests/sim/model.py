@@ -5,15 +5,19 @@ those that overlapped it in time either may be the later.  A write that failed m
 and for all before its failure was told.  A read returns what was possible at some time between its start and its
 end, and rules out what ended before it began and is something else; but what it saw of a write still in flight
 may be gone after a crash, as with any disk.
+
+A power loss may undo a write unless a flush that began after its end, or its own FUA, was acknowledged: each cell
+holds one of the values that were possible since the last one that is surely durable.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 FLIGHT = math.inf
-PAST = 16
+PAST = 32
 
 
 class Violation(Exception):
@@ -21,14 +25,23 @@ class Violation(Exception):
 
 
 class Write:
-    __slots__ = ("end", "is_acked", "lost", "start", "value")
+    __slots__ = ("end", "is_acked", "is_durable", "lost", "start", "value")
 
     def __init__(self, value: int, start: float, end: float = FLIGHT, is_acked: bool = False) -> None:
         self.value = value
         self.start = start
         self.end = end
         self.is_acked = is_acked
+        self.is_durable = False
         self.lost: dict[int, int] = {}
+
+
+class Saved(NamedTuple):
+    """All that `restore` brings back."""
+
+    found: list[list[Write]]
+    past: list[list[Write]]
+    unknown: set[int]
 
 
 class Read:
@@ -61,9 +74,16 @@ class Model:
                 read.allowed[cell - read.cells.start].add(value)
         return write
 
-    def ack(self, write: Write, cells: range, now: int, is_there: Callable[[int], bool] = lambda cell: False) -> None:
-        """`is_there`: whether only the peer has the cell."""
-        write.end, write.is_acked = now, True
+    def ack(
+        self,
+        write: Write,
+        cells: range,
+        now: int,
+        is_there: Callable[[int], bool] = lambda cell: False,
+        is_durable: bool = False,
+    ) -> None:
+        """`is_there`: whether only the peer has the cell.  `is_durable`: written with FUA."""
+        write.end, write.is_acked, write.is_durable = now, True, is_durable
         for cell in cells:
             self._keep(cell, [other for other in self.found[cell] if other.end >= write.start])
             self.reverts.pop(cell, None)  # whatever was lost there, this is newer
@@ -139,6 +159,8 @@ class Model:
         oldest = self.find_oldest_lost(cell, value)
         if oldest < self.flushed and not is_excused:
             raise Violation(f"rule 5: {why} lost cell {cell}, written at {oldest}, flushed at {self.flushed}")
+        if not is_excused and self.is_durable_lost(cell, value):
+            raise Violation(f"rule 5: {why} lost cell {cell}, which was written with FUA")
         self.reverts[cell] = now, oldest
         kept = [] if fetched is None else found
         self._replace(cell, value, now)
@@ -152,9 +174,29 @@ class Model:
 
     def find_oldest_lost(self, cell: int, value: int) -> float:
         """When the first acknowledged write ended that came for certain after the last one of this value."""
+        return min((write.end for write in self._find_lost(cell, value)), default=FLIGHT)
+
+    def is_durable_lost(self, cell: int, value: int) -> bool:
+        """Whether the cell cannot hold this value unless a write with FUA was lost."""
+        return any(write.is_durable for write in self._find_lost(cell, value))
+
+    def _find_lost(self, cell: int, value: int) -> list[Write]:
         known = self.past[cell] + self.found[cell]
         last = max((write.end for write in known if write.value == value), default=-1.0)
-        return min((write.end for write in known if write.is_acked and write.start > last), default=FLIGHT)
+        return [write for write in known if write.is_acked and write.start > last]
+
+    def save(self) -> Saved:
+        """See restore."""
+        return Saved([found[:] for found in self.found], [past[:] for past in self.past], set(self.unknown))
+
+    def restore(self, saved: Saved) -> None:
+        """A power loss undid what had changed the volume as a whole; nothing was acknowledged since."""
+        for cell, found in enumerate(saved.found):
+            self.found[cell] = found + [
+                write for write in self.found[cell] if not write.is_acked and write not in found
+            ]
+            self.touched.add(cell)
+        self.past, self.unknown = saved.past, saved.unknown
 
     def switch(self, values: list[int], now: int) -> None:
         """From now on the volume holds other data: the source was marked invalid."""

@@ -6,10 +6,11 @@ disk would find at this instant.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from tests.sim.disk import PER_TRACK, A, B, Meta, Stores, View, mask_extents
-from tests.sim.model import FLIGHT, Model, Violation
+from tests.sim.disk import PER_TRACK, A, B, Lost, Meta, Stores, View, mask_extents
+from tests.sim.model import FLIGHT, Model, Saved, Violation
 
 
 class Rules:
@@ -29,6 +30,7 @@ class Rules:
         self.is_table_failed = False
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
+        self._saved: tuple[View, Saved] | None = None
 
     def check(self, now: int) -> None:
         self.now = now
@@ -51,6 +53,8 @@ class Rules:
         old, new = self.view, self.metas[A].view
         self.view = new
         self._touch(old.invalid ^ new.invalid)
+        if get_mode(old) != get_mode(new) and self._saved is None:
+            self._saved = old, self.model.save()
         if new.header.committed and not old.header.committed and new.header.invalidate == "source":
             self.model.switch(list(self.stores.cells[B]), now)
         if old.header.pair is not None and new.header.pair is None:
@@ -64,6 +68,31 @@ class Rules:
                 self.model.forget(self._get_cells(track))
             elif view.invalid >> track & 1:
                 self.model.doubt(self._get_cells(track))
+
+    def note_power_loss(self, losses: dict[int, Lost], now: int) -> None:
+        """These sides' hosts, whose processes are dead, forgot what was not durable."""
+        self.now = now
+        old, new = self.view, self.metas[A].view
+        if self._saved is not None and get_mode(new) == get_mode(self._saved[0]) != get_mode(old):
+            self.model.restore(self._saved[1])
+            self._saved = None
+        else:
+            self._take_view(now)
+        self.view, self._version = new, self.metas[A].version
+        if A not in losses:
+            self.note_lost(B, losses[B], now)
+            return
+        cells = {cell for lost in losses.values() for cell, _ in lost}
+        for track in range(self.metas[A].tracks):
+            if (old.invalid ^ new.invalid) >> track & 1:
+                cells.update(self._get_cells(track))
+        for cell in sorted(cells):
+            side = B if new.invalid >> cell // PER_TRACK & 1 else A
+            if side == A or new.header.pair is not None:
+                is_excused = side == B and (self._is_blind() or self.local_failure >= self.model.flushed)
+                value = self.stores.cells[side][cell]
+                arriving = None if side in losses else value  # what was sent to the other side may still get there
+                self.model.revert(cell, value, now, "the power loss", is_excused, arriving)
 
     def note_restart(self, now: int) -> None:
         """A's process begins from the disk: what only memory knew is gone."""
@@ -130,13 +159,21 @@ class Rules:
         return (header.pair, header.committed) == (disk.pair, disk.committed)
 
     def _check_disk(self) -> None:
-        view = self.view
+        """`durable` is what a power loss may leave of the table; a mixture of both is one of them, track by track."""
+        view, durable = self.view, self.metas[A].durable
+        if self._saved is not None and get_mode(durable) == get_mode(view):
+            self._saved = None
         if view.invalid & view.raw_owed:
             raise Violation(f"rule 3: on disk both invalid and owed: {view.invalid & view.raw_owed:b}")
         if view.header.committed:
             left = self.stores.differing & ~(view.invalid | view.owed)
             if left:
                 raise Violation(f"rule 2: recovery would not know that tracks {left:b} differ")
+        if durable.header.committed:
+            unsure = self.stores.differing | self.stores.undurable[A] | self.stores.undurable[B]
+            left = unsure & ~(durable.invalid | durable.owed)
+            if left and view.header.committed:
+                raise Violation(f"rule 2: recovery from a power loss would not know that tracks {left:b} may differ")
 
     # --- rule 4 ---
 
@@ -186,20 +223,31 @@ class Rules:
 
     def check_flush(self, start: int) -> None:
         """Rule 5: what was acknowledged before the flush began is durable where recovery would look for it."""
-        view = self.metas[A].view
-        for side in (A, B):
-            for cell, durable in self.stores.dirty[side].items():
-                bit = 1 << cell // PER_TRACK
-                is_needed = bool(view.invalid & bit) == (side == B) or not (view.invalid | view.owed) & bit
+        for cell, older in self._find_undurable():
+            if any(self.model.find_oldest_lost(cell, value) < start for value in older):
+                raise Violation(f"rule 5: a flush begun at {start} is acknowledged; cell {cell} is not durable")
+
+    def check_fua(self, cells: range) -> None:
+        """A write with FUA to these cells is acknowledged and durable where recovery would look for it."""
+        for cell, older in self._find_undurable():
+            if cell in cells and any(self.model.is_durable_lost(cell, value) for value in older):
+                raise Violation(f"rule 5: a write with FUA is acknowledged; cell {cell} is not durable")
+
+    def _find_undurable(self) -> Iterator[tuple[int, list[int]]]:
+        """(cell, what a power loss may leave of it) on the side whose copy recovery would take."""
+        for view in {id(view): view for view in (self.metas[A].view, self.metas[A].durable)}.values():
+            for side in (A, B):
                 if side == B and (not view.header.committed or self._is_blind()):
                     continue
-                if is_needed and self.model.find_oldest_lost(cell, durable) < start:
-                    raise Violation(f"rule 5: a flush begun at {start} is acknowledged; cell {cell} is not durable")
+                for cell, older in self.stores.dirty[side].items():
+                    bit = 1 << cell // PER_TRACK
+                    if bool(view.invalid & bit) == (side == B) or not (view.invalid | view.owed) & bit:
+                        yield cell, older
 
     # --- the other side ---
 
     def check_push(self) -> None:
-        if not self.metas[B].view.header.incomplete:
+        if not self.metas[B].view.header.incomplete or not self.metas[B].durable.header.incomplete:
             raise Violation("a push reaches a destination that is not marked incomplete")
 
     def note_lost(self, side: int, lost: list[tuple[int, int]], now: int) -> None:
@@ -220,3 +268,8 @@ class Rules:
                 self.model.revert(cell, value, now, f"the failed sync at {'AB'[side]}", is_excused, fetched)
                 if is_forgotten:
                     self.model.reverts.clear()
+
+
+def get_mode(view: View) -> tuple[str | None, bool]:
+    """What a header changes for the volume as a whole."""
+    return view.header.pair, view.header.committed

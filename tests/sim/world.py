@@ -31,6 +31,7 @@ STATES = (
     "checkpointing",
     "greeting",
 )
+POWER = {"power A": (A,), "power B": (B,), "power both": (A, B)}
 SETTLE_STEPS = 30_000
 MAX_CLIENTS = 6
 
@@ -96,6 +97,7 @@ class World(Client, Operator):
         """Swarm testing: each seed, and each phase of it, has its own mix (Groce et al., ISSTA 2012)."""
         rng = self.rng
         rates = {"cut": 0.01, "kill A": 0.006, "kill B": 0.006, "command time-out": 0.03, "fetch time-out": 0.03}
+        rates |= {"power A": 0.006, "power B": 0.006, "power both": 0.006}
         rates |= {"sync A": 0.06, "write A": 0.03, "table A": 0.008, "sync B": 0.06, "write B": 0.03, "table B": 0.03}
         rates["refusal"] = 0.01
         kind = rng.random()
@@ -125,6 +127,9 @@ class World(Client, Operator):
         for stage in self.get_repairs(meta):
             if machine.rates.get("table A") and self.rng.random() < 0.05:
                 return
+            if machine.rates.get(f"power {'AB'[side]}") and self.rng.random() < 0.05:
+                self.lose_power((side,))
+                return
             meta.write(stage)
         table = meta.load()
         machine.note(f"{'AB'[side]} starts, table change {table.sequence}")
@@ -152,6 +157,18 @@ class World(Client, Operator):
             self.model.fail_flush()
             self.clients = self.copies = self.checkpoints = 0
             self.is_greeting = self.is_telling = self.is_finishing = False
+
+    def lose_power(self, sides: tuple[int, ...]) -> None:
+        """The hosts are dark: what no good sync covered is gone, or not, or in part."""
+        for side in sides:
+            self.machine.note(f"! {'AB'[side]} loses power")
+            if self.machine.owners[side] is not None:
+                self.kill(side)
+        losses = {}
+        for side in sides:
+            losses[side] = self.stores.lose_power(side, self.rng)
+            self.machine.metas[side].lose_power(self.rng)
+        self.rules.note_power_loss(losses, self.machine.now)
 
     # --- coverage ---
 
@@ -282,6 +299,9 @@ class World(Client, Operator):
                 self.loop_until = machine.now + 60
         if self.target is not None and machine.fault("kill B"):
             self.kill(B)
+        for name, sides in POWER.items():
+            if machine.fault(name):
+                self.lose_power(sides)
         if self.core is not None and self.core.failed is not None and rng.random() < 0.02:
             self.kill(A)  # the operator's decision
         if self.target is not None and self.target.failed is not None and rng.random() < 0.02:
