@@ -17,6 +17,7 @@ from nbdplugin.geometry import Span
 from nbdplugin.tracks import Bits, Change
 
 IDLE_CHECKPOINTS = 8
+NONE = range(0)
 
 
 def needs_generation(core: Core) -> bool:
@@ -50,26 +51,27 @@ def prepare(core: Core, extents: range) -> Flow[None]:
         return
     core.is_activating = True
     try:
-        yield from _activate(core)
+        yield from _activate(core, extents)
     finally:
         core.is_activating = False
         core.wanted_extents.clear()
         core.wake_all("activation")
 
 
-def _activate(core: Core) -> Flow[None]:
+def _activate(core: Core, first: range) -> Flow[None]:
+    """Room is for the extents `first` before those of others: requests that evicted each other's would not end."""
     if len(core.table.active_on_disk) + len(core.wanted_extents) > core.max_active:
-        yield from checkpoint(core, make_room=True)
+        yield from checkpoint(core, first)
         if len(core.table.active_on_disk) >= core.max_active:
             if any(use.in_flight for use in core.extents.values()):
                 yield from core.wait("leave")
             return
-    yield from core.write_table(lambda: _build_activation(core, core.wanted_extents))
+    yield from core.write_table(lambda: _build_activation(core, core.wanted_extents, first))
 
 
-def _build_activation(core: Core, wanted: Set[int]) -> Change | None:
+def _build_activation(core: Core, wanted: Set[int], first: range = NONE) -> Change | None:
     room = core.max_active - len(core.table.active_on_disk)
-    new = frozenset(sorted(wanted - set(core.extents))[:room])
+    new = frozenset(sorted(wanted - set(core.extents), key=lambda extent: (extent not in first, extent))[:room])
     if needs_generation(core):
         core.own_generation = core.new_name()
         core.table.header.take_generation(core.own_generation)
@@ -151,16 +153,17 @@ def flush_peer(core: Core, session: int) -> Flow[bool]:
     return core.session == session
 
 
-def checkpoint(core: Core, make_room: bool = False) -> Flow[bool]:
+def checkpoint(core: Core, room_for: range | None = None) -> Flow[bool]:
     """Clears on disk what is clear in memory and durable on both sides; retires extents at rest.
 
+    `room_for`: somebody waits to make these active, so that all others go that have no write in flight.
     False if something changed meanwhile, so that nothing was cleared.
     """
     while core.is_checkpointing:
         yield from core.wait("checkpoint")
     core.is_checkpointing = True
     try:
-        return (yield from _checkpoint(core, make_room))
+        return (yield from _checkpoint(core, room_for))
     finally:
         core.is_checkpointing = False
         core.wake_all("checkpoint")
@@ -171,7 +174,7 @@ def is_due(core: Core) -> bool:
     return bool(core.table.get_differing() or core.table.active_on_disk or core.unflushed)
 
 
-def _checkpoint(core: Core, make_room: bool) -> Flow[bool]:
+def _checkpoint(core: Core, room_for: range | None) -> Flow[bool]:
     session, turn = core.session, core.turn
     noted = core.table.note_clearer()
     for use in core.extents.values():
@@ -180,18 +183,19 @@ def _checkpoint(core: Core, make_room: bool) -> Flow[bool]:
     yield from core.sync_store()
     if session is not None and not (yield from flush_peer(core, session)):
         return False
-    return (yield from core.write_table(lambda: _build_checkpoint(core, session, turn, noted, make_room)))
+    return (yield from core.write_table(lambda: _build_checkpoint(core, session, turn, noted, room_for)))
 
 
 def _build_checkpoint(
-    core: Core, session: int | None, turn: int, noted: dict[int, Bits], make_room: bool
+    core: Core, session: int | None, turn: int, noted: dict[int, Bits], room_for: range | None
 ) -> Change | None:
     if core.turn != turn:
         return None
     if session is None:  # nothing of what is owed became durable at the peer
         noted = {page: Bits(bits.invalid, 0) for page, bits in noted.items()}
-    most = 1 if make_room else IDLE_CHECKPOINTS
+    most = IDLE_CHECKPOINTS if room_for is None else 1
     retired = {e for e, use in core.extents.items() if use.in_flight == 0 and use.idle >= most}
+    retired.difference_update(room_for or NONE)
     pages = set(noted) | (core.table.get_differing() if retired else set())
     if not pages and not retired:
         return None

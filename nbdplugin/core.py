@@ -337,6 +337,8 @@ class Core:
         """
         self.table.header.doubtful = self.table.header.committed
         self.doubts += 1
+        if self.table.header.doubtful:  # first: a crash between the pages and their header would leave marks no doubt
+            yield from self.write_header()
 
         def build() -> Change | None:  # when its turn has come: the change before it may have altered what differs
             pages = self.table.get_pages(spans) or self.table.get_differing()
