@@ -301,13 +301,13 @@ class DataExport:
         buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
-        self._run(self._target.write(self._session, offset, len(buf), buf))
+        self._run(self._target.write(self._session, offset, len(buf), buf, self._is_for_host))
         self._target.table.header.last_write = int(time.time())
         if is_fua:
             self.flush()
 
     def zero(self, offset: int, length: int, is_fua: bool) -> None:
-        self._run(self._target.write(self._session, offset, length, None))
+        self._run(self._target.write(self._session, offset, length, None, self._is_for_host))
         self._target.table.header.last_write = int(time.time())
         if is_fua:
             self.flush()
@@ -470,6 +470,7 @@ class PeerService:
         counters = {
             "read_bytes": target.read_bytes,
             "write_bytes": target.written_bytes,
+            "copied_bytes": target.copied_bytes,
             "fetched_bytes": target.fetched_bytes,
             "fetched_tracks": target.fetched_tracks,
             "refused_requests": target.refused_requests,

@@ -33,6 +33,7 @@ class Target:
         self.waiters: list[Waiter] = []
         self.read_bytes = 0
         self.written_bytes = 0
+        self.copied_bytes = 0  # of these, what the copy brought
         self.fetched_bytes = 0
         self.fetched_tracks = 0
         self.refused_requests = 0  # of sessions that were over
@@ -153,13 +154,14 @@ class Target:
         finally:
             self.leave(session)
 
-    def write(self, session: int, offset: int, length: int, data: Data) -> Flow[None]:
+    def write(self, session: int, offset: int, length: int, data: Data, is_for_host: bool = True) -> Flow[None]:
         self.enter(session)
         try:
             if self.failed is not None:
                 raise VolumeFailed(self.failed)
             yield actions.StoreWrite(offset, length, data)
             self.written_bytes += length
+            self.copied_bytes += 0 if is_for_host else length
         finally:
             self.leave(session)
 
