@@ -22,6 +22,7 @@ _IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
 _STRIDE_GROWTH = 8
+_RUN_FIRST = 128 << 10
 _RUN_LEAST = 4 << 10
 _SLOW_S = 0.5  # a run that takes longer is too long for its link: host requests come behind it
 _QUICK_S = 0.1
@@ -40,7 +41,7 @@ class Bucket:
         self._tokens = 0.0
         self._last = clock()
         self.rate_bytes_s: int | None = None
-        self._longest = transfer.RUN_BYTES
+        self._longest = _RUN_FIRST
 
     @property
     def run_bytes(self) -> int:

@@ -176,9 +176,9 @@ class Pair:
             identity=self.uuid,
         )
 
-    def create(self, invalid: str, force: bool = False, rate: int | None = None) -> None:
+    def create(self, invalid: str, force: bool = False, rate: int | None = None, port: int | None = None) -> None:
         self.connect(invalid)
-        self.link()
+        self.link(port)
         self.source.ask("set", copy_rate_bytes_s=rate)
         self.source.ask("greet", pair=self.uuid, timeout_s=5)
         self.source.ask("commit", operation="op", pair=self.uuid, invalid=invalid, force=force)

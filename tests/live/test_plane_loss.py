@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 
@@ -10,6 +12,7 @@ import nbd
 import pytest
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Pair
+from live.slowproxy import SlowProxy
 from waiting import WAIT_S, wait_until
 
 OURS, THEIRS = b"o" * 4096, b"t" * 4096
@@ -154,3 +157,53 @@ def test_a_source_in_use_is_not_discarded(make_pair: MakePair) -> None:
     assert pair.source.get_status()["invalid"] == 0
     resolve(pair, "source")
     pair.wait_synchronized()
+
+
+def test_a_slow_link_is_not_a_lost_one(make_pair: MakePair) -> None:
+    """The whole copy takes many times link_timeout_s and its runs come behind one another; bytes move all the time."""
+    pair = make_pair(size=4 * MIB, source_data=os.urandom(4 * MIB), link_timeout_s=2)
+    with SlowProxy(pair.destination.port, 400_000) as proxy:
+        pair.create("destination", port=proxy.port)
+        pair.wait_up()
+        write(pair, 0, OURS)
+        pair.wait_synchronized()
+    assert pair.source.get_status()["counters"]["sessions"] == 1
+    assert pair.source.read_store() == pair.destination.read_store()
+
+
+def test_a_link_on_which_nothing_moves_is_a_lost_one(make_pair: MakePair) -> None:
+    pair = make_pair(size=4 * MIB, source_data=os.urandom(4 * MIB), link_timeout_s=1)
+    with SlowProxy(pair.destination.port, 50_000_000) as proxy:
+        pair.create("destination", port=proxy.port)
+        pair.wait_synchronized()
+        proxy.rate_bytes_s = 0
+        write(pair, 0, OURS)
+        assert "within 1 s" in pair.source.get_status()["link_error"]
+        assert pair.source.get_status()["owed"] > 0
+        proxy.rate_bytes_s = 50_000_000
+        pair.wait_synchronized()
+    assert pair.source.read_store() == pair.destination.read_store()
+
+
+def test_what_a_frozen_peer_finds_when_it_wakes_comes_too_late(make_pair: MakePair) -> None:
+    """The writes that lay in its sockets are refused: its source has long gone on."""
+    pair = make_pair(source_data=b"s" * MIB, link_timeout_s=1)
+    pair.create("destination")
+    pair.wait_synchronized()
+    pair.destination.ask("limits", link_timeout_s=1)
+    process = pair.destination.process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    threads = [threading.Thread(target=write, args=(pair, 65536 * n, OURS)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    for n in range(4):
+        write(pair, 65536 * n, THEIRS)
+    time.sleep(3)  # longer than the destination takes silence for life: link_timeout_s + 2 s
+    process.send_signal(signal.SIGCONT)
+    pair.wait_synchronized()
+    assert pair.destination.get_status()["counters"]["refused_requests"] > 0
+    assert pair.source.read_store() == pair.destination.read_store()
+    assert pair.destination.read_store()[:4096] == THEIRS

@@ -66,10 +66,29 @@ def test_zero_pauses_and_a_new_rate_takes_effect_at_once() -> None:
 
 def test_a_limited_copy_comes_in_small_runs() -> None:
     bucket = Bucket(Clock())
+    for _ in range(10):
+        bucket.note_time(1, 0.01)
     assert bucket.run_bytes == transfer.RUN_BYTES
     bucket.set_rate(2_000_000)
     assert bucket.run_bytes == 100_000
     bucket.set_rate(1 << 40)
+    for _ in range(10):
+        bucket.note_time(1, 0.01)
     assert bucket.run_bytes == transfer.RUN_BYTES
     bucket.set_rate(1)
     assert bucket.run_bytes == 1
+
+
+def test_runs_become_short_on_a_slow_link_and_long_on_a_fast_one() -> None:
+    bucket = Bucket(Clock())
+    for _ in range(10):
+        bucket.note_time(1, 0.01)
+    assert bucket.run_bytes == transfer.RUN_BYTES
+    bucket.note_time(0, 9.0)  # a hole tells nothing of the link
+    assert bucket.run_bytes == transfer.RUN_BYTES
+    for _ in range(3):
+        bucket.note_time(1, 9.0)
+    assert bucket.run_bytes == transfer.RUN_BYTES // 8
+    for _ in range(30):
+        bucket.note_time(1, 9.0)
+    assert bucket.run_bytes > 0

@@ -1,0 +1,67 @@
+"""slowproxy - a slow or silent stretch of network: a TCP proxy on loopback that passes so many bytes a second.
+
+Its buffers are small, so that the sender feels the rate, which all connections share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import TracebackType
+
+_PIECE = 8 << 10
+_TURN_S = 0.02
+
+
+class SlowProxy:
+    """`rate_bytes_s` may be changed while it runs; 0: nothing moves, and nobody is told."""
+
+    def __init__(self, port: int, rate_bytes_s: int) -> None:
+        self._target = port
+        self.rate_bytes_s = rate_bytes_s
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
+        self.port = int(self._listener.getsockname()[1])
+        self._sockets = [self._listener]
+        self._is_over = threading.Event()
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> SlowProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._is_over.set()
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while not self._is_over.is_set():
+                client, _ = self._listener.accept()
+                server = socket.socket()
+                self._sockets += [client, server]
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
+                server.connect(("127.0.0.1", self._target))
+                for one, other in ((client, server), (server, client)):
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
+                    one.settimeout(None)
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_PIECE):
+                self._wait_turn(len(data))
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _wait_turn(self, count: int) -> None:
+        """One piece at a time, each as long as the rate makes it."""
+        with self._turn:
+            while count > 0 and not self._is_over.wait(min(_TURN_S, count / max(self.rate_bytes_s, 1))):
+                count -= int(self.rate_bytes_s * _TURN_S)
