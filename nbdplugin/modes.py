@@ -125,6 +125,7 @@ def resolve(
         except PathError:
             header.operation = before
             raise
+        core.link_error = None
 
     yield from _quiesced(core, change)
 
