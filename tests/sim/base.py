@@ -31,6 +31,8 @@ class Base:
     values = 0
     clients = 0
     copies = 0
+    most_clients = 1
+    client_weight = work_weight = order_weight = p_freeze = p_heal = late_weight = p_order = 0.0
     checkpoints = 0
     pairs = 0
     is_greeting = False
@@ -41,6 +43,14 @@ class Base:
     operator: Generator[Any, Any, None] | None = None
     order: tuple[int, str, Callable[[], actions.Flow[Any]]] | None = None
     errors: dict[str, int]
+
+    def start(self, side: int) -> None:
+        """The process begins, from what is on disk."""
+        raise NotImplementedError
+
+    def kill(self, side: int, is_silent: bool = False) -> None:
+        """The process dies; see Machine.kill."""
+        raise NotImplementedError
 
     def count_error(self, who: str, error: Exception | None) -> None:
         """For `run --errors`: what requests and commands are answered."""

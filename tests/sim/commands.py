@@ -23,7 +23,7 @@ class Operator(Threads):
         if self.operator is None:
             self.operator = self.choose_order()
             self._answer_operator(None, first=True)
-        if self.order is None or self.machine.owners[self.order[0]] is None:
+        if self.order is None or self.machine.owners[self.order[0]] is None or self.machine.is_stopped(self.order[0]):
             return False
         side, name, make = self.order
         self.order = None

@@ -1,7 +1,9 @@
 """machine - carries the flows of both sides out, one event at a time, in an order that the seed chooses.
 
 Owns tasks, local operations, messages and connections.  A task is resumed at once when its action is done, or
-later, as a thread that waits for the lock would be.  What a dead connection had sent may still arrive.
+later, as a thread that waits for the lock would be.  A connection loses no message: it stalls or breaks.  What a
+broken one had sent may still arrive, a greeting also twice; an answer on it does not.  A process that is frozen does
+nothing at all, and finds what came meanwhile when it wakes.
 """
 
 from __future__ import annotations
@@ -19,15 +21,27 @@ from tests.sim.disk import CELL, A, B, Meta, Stores
 Sink = Callable[[Any, "Exception | None"], None]
 FAULTS = (
     "cut",
+    "cut to A",
+    "cut to B",
+    "stall",
+    "flap",
+    "delay",
+    "duplicate",
+    "link time-out",
+    "lease",
+    "freeze A",
+    "freeze B",
     "kill A",
     "kill B",
     "power A",
     "power B",
     "power both",
     "sync A",
+    "read A",
     "write A",
     "table A",
     "sync B",
+    "read B",
     "write B",
     "table B",
     "refusal",
@@ -75,14 +89,15 @@ class Op:
 
 
 class Conn:
-    """Every connection of one session."""
+    """Every connection of one session.  `is_deaf`: the other end is gone, and this one was not told."""
 
-    __slots__ = ("calls", "is_alive", "pair", "session")
+    __slots__ = ("calls", "is_alive", "is_deaf", "pair", "session")
 
     def __init__(self, pair: str, session: int) -> None:
         self.pair = pair
         self.session = session
         self.is_alive = True
+        self.is_deaf = False
         self.calls: list[Call] = []
 
 
@@ -123,12 +138,14 @@ class Machine:
         self.tasks: list[Task] = []
         self.ready: list[tuple[Task, Any, Exception | None]] = []
         self.frozen: list[tuple[int, tuple[Task, Any, Exception | None]]] = []
+        self.stopped = [0, 0]
+        self.delayed: list[tuple[int, Message]] = []
         self.ops: list[Op] = []
         self.net: list[Message] = []
         self.late: list[Message] = []
         self.broken: list[Call] = []
         self.conns: dict[int, Conn] = {}
-        self.is_link_up = True
+        self.ways = [True, True]  # by the side that is to get the message
         self.on_fault: Callable[[str], None] = lambda name: None
         self.on_lost: Callable[[int, list[tuple[int, int]]], None] = lambda side, lost: None
         self.on_push: Callable[[], None] = lambda: None
@@ -168,6 +185,27 @@ class Machine:
     def thaw(self) -> None:
         self.ready += [item for until, item in self.frozen if until <= self.now and item[0].is_alive]
         self.frozen = [(until, item) for until, item in self.frozen if until > self.now and item[0].is_alive]
+        self.net += [message for until, message in self.delayed if until <= self.now]
+        self.delayed = [(until, message) for until, message in self.delayed if until > self.now]
+
+    def is_stopped(self, side: int) -> bool:
+        return self.stopped[side] > self.now
+
+    @property
+    def is_hindered(self) -> bool:
+        """Whether anything may be unable to go on; see can_proceed."""
+        return max(self.stopped) > self.now or not all(self.ways) or self.owners[B] is None
+
+    def can_proceed(self, item: Any) -> bool:
+        """Whether a member of a pool may go on now: its process runs, and a message has a way there."""
+        if type(item) is tuple:
+            return not self.is_stopped(item[0].side)
+        if type(item) is Op:
+            return not self.is_stopped(item.side)
+        if type(item) is Call:
+            return not self.is_stopped(A)
+        side = A if item.is_reply else B
+        return self.owners[side] is not None and not self.is_stopped(side) and self.ways[side]
 
     def release_woken(self, side: int) -> None:
         owner = self.owners[side]
@@ -253,7 +291,10 @@ class Machine:
             self.stores.sync(side)
             op.sink(None, None)
         elif kind is actions.StoreRead:
-            op.sink(self.stores.get(side, action.offset // CELL, action.length // CELL), None)
+            if self.fault(f"read {'AB'[side]}"):
+                op.sink(None, StoreFailed("a read", errno.EIO))
+            else:
+                op.sink(self.stores.get(side, action.offset // CELL, action.length // CELL), None)
         elif kind is actions.StoreExtent:
             op.sink(self._find_extent(side, action), None)
         elif kind is actions.EndSession:
@@ -307,11 +348,15 @@ class Machine:
 
     def _greet(self, action: Greet, take: Sink) -> None:
         conn = Conn(action.fields["pair"], action.fields["session"])
-        if self.is_link_up and self.owners[B] is not None:
+        if self.owners[B] is not None or self.rng.random() < 0.5:  # else in the backlog of a socket that is kept
             self.conns[conn.session] = conn
         else:
             conn.is_alive = False
         self.send(conn, action, False, take)
+        if conn.is_alive and self.fault("duplicate"):
+            other = Conn(conn.pair, conn.session)
+            other.is_alive = False
+            self.late.append(Message(Call(other, action, False, take), False))
 
     def send(self, conn: Conn | None, action: Any, is_push: bool, sink: Sink) -> None:
         if conn is None:
@@ -320,15 +365,23 @@ class Machine:
         call = Call(conn, action, is_push, sink)
         if conn.is_alive:
             conn.calls.append(call)
-            self.net.append(Message(call, False))
+            self._put(Message(call, False))
         else:
             self.broken.append(call)
+
+    def _put(self, message: Message) -> None:
+        if message.call.conn.is_deaf:
+            return
+        if self.fault("delay"):
+            self.delayed.append((self.now + self.rng.randint(10, 300), message))
+        else:
+            self.net.append(message)
 
     def deliver(self, message: Message) -> None:
         call = message.call
         if not message.is_reply:
             self._serve(call)
-        elif call.conn.is_alive:
+        elif call.conn.is_alive and not call.is_done:
             call.is_done = True
             call.conn.calls.remove(call)
             call.sink(message.value, message.error)
@@ -377,8 +430,8 @@ class Machine:
             error = PeerRefused("injected")
         elif error is not None:
             error = PeerRefused(str(error))
-        if call.conn.is_alive:
-            self.net.append(Message(call, True, value, error))
+        if call.conn.is_alive and not call.is_done:
+            self._put(Message(call, True, value, error))
 
     def end_conn(self, conn: Conn | None) -> None:
         """No answer comes any more; what was sent may still arrive."""
@@ -387,8 +440,34 @@ class Machine:
         conn.is_alive = False
         self.broken += [call for call in conn.calls if not call.is_done]
         conn.calls = []
-        self.late += [m for m in self.net if m.call.conn is conn and not m.is_reply and self.rng.random() < 0.6]
-        self.net = [m for m in self.net if m.call.conn is not conn]
+        sent = self._take_sent(conn)
+        self.late += [message for message in sent if self.rng.random() < 0.6]
+
+    def _take_sent(self, conn: Conn) -> list[Message]:
+        """What is on its way on the connection is so no more; result: the requests."""
+        found = [message for message in self.net if message.call.conn is conn]
+        if found:
+            self.net = [message for message in self.net if message.call.conn is not conn]
+        if self.delayed:
+            found += [message for _, message in self.delayed if message.call.conn is conn]
+            self.delayed = [item for item in self.delayed if item[1].call.conn is not conn]
+        return [message for message in found if not message.is_reply]
+
+    def deafen_conns(self) -> None:
+        """The other end is gone, and nothing that says so gets through; a time-out will tell."""
+        for conn in self.conns.values():
+            if conn.is_alive:
+                conn.is_deaf = True
+                self._take_sent(conn)
+
+    def reset_deaf(self) -> bool:
+        """B's host is up and reached again: it knows nothing of these connections and says so."""
+        if self.owners[B] is None or not all(self.ways) or self.is_stopped(B):
+            return False
+        deaf = [conn for conn in self.conns.values() if conn.is_deaf and conn.is_alive]
+        for conn in deaf:
+            self.end_conn(conn)
+        return bool(deaf)
 
     def end_conns(self) -> None:
         for conn in list(self.conns.values()):
@@ -401,8 +480,9 @@ class Machine:
 
     # --- death ---
 
-    def kill(self, side: int) -> list[Task]:
-        """The process ends here and now; returns the tasks that died."""
+    def kill(self, side: int, is_silent: bool = False) -> list[Task]:
+        """The process ends here and now; returns the tasks that died.  Silent: its host does not tell the other."""
+        self.stopped[side] = 0
         for op in [op for op in self.ops if op.side == side]:
             if isinstance(op.action, actions.StoreWrite):
                 for cell in range(op.at, op.action.length // CELL):
@@ -419,7 +499,10 @@ class Machine:
             task.is_alive = False
         self.tasks = [task for task in self.tasks if task.side != side]
         self.ready = [item for item in self.ready if item[0].is_alive]
-        self.end_conns()
+        if side == B and (is_silent or not self.ways[A]):
+            self.deafen_conns()
+        else:
+            self.end_conns()
         if side == A:
             self.broken = []
         self.owners[side] = None

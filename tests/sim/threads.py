@@ -127,7 +127,7 @@ class Threads(Base):
     def spawn_work(self) -> bool:
         """One of the threads that are not the client's has something to do."""
         core = self.core
-        if core is None:
+        if core is None or self.machine.is_stopped(A):
             return False
         header, rng = core.table.header, self.rng
         choices: list[Callable[[], object]] = []

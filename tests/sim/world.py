@@ -8,14 +8,14 @@ import uuid
 from typing import Any
 
 from nbdplugin import layout, transfer
-from nbdplugin.actions import Patience
 from nbdplugin.core import Core
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
 from tests.sim.client import Client
 from tests.sim.commands import Operator
 from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Meta, Stores
-from tests.sim.machine import FAULTS, Killed, Machine
+from tests.sim.faults import Faults
+from tests.sim.machine import Killed, Machine
 from tests.sim.model import Model, Violation
 from tests.sim.rules import Rules
 
@@ -31,9 +31,7 @@ STATES = (
     "checkpointing",
     "greeting",
 )
-POWER = {"power A": (A,), "power B": (B,), "power both": (A, B)}
 SETTLE_STEPS = 30_000
-MAX_CLIENTS = 6
 
 
 def shrink() -> None:
@@ -53,7 +51,7 @@ class Result:
     errors: dict[str, int]
 
 
-class World(Client, Operator):
+class World(Client, Operator, Faults):
     """One run; see `step` for what can happen."""
 
     def __init__(self, seed: int, trace: list[str] | None = None) -> None:
@@ -79,9 +77,8 @@ class World(Client, Operator):
         self.hits: dict[tuple[str, str], int] = {}
         self.errors: dict[str, int] = {}
         self.doomed: set[int] = set()
-        self.loop_until = 0
         self.max_active = rng.randint(2, 4)
-        self._choose_profile()
+        self.choose_profile()
         self.start(A)
         self.start(B)
 
@@ -92,32 +89,6 @@ class World(Client, Operator):
     def new_name(self) -> str:
         self.names += 1
         return f"name-{self.names}"
-
-    def _choose_profile(self) -> None:
-        """Swarm testing: each seed, and each phase of it, has its own mix (Groce et al., ISSTA 2012)."""
-        rng = self.rng
-        rates = {"cut": 0.01, "kill A": 0.006, "kill B": 0.006, "command time-out": 0.03, "fetch time-out": 0.03}
-        rates |= {"power A": 0.006, "power B": 0.006, "power both": 0.006}
-        rates |= {"sync A": 0.06, "write A": 0.03, "table A": 0.008, "sync B": 0.06, "write B": 0.03, "table B": 0.03}
-        rates["refusal"] = 0.01
-        kind = rng.random()
-        if kind < 0.35:
-            self.machine.rates = {}
-        elif kind < 0.55:  # one fault, often: it meets states that pass quickly
-            name = rng.choice(FAULTS)
-            self.machine.rates = {name: min(0.3, rates[name] * 8)}
-        else:
-            self.machine.rates = {name: rates[name] * rng.choice((0, 0, 1, 2)) for name in FAULTS}
-        self.machine.p_immediate = rng.choice((0.5, 0.8, 0.95))
-        self.most_clients = rng.choice((1, 3, MAX_CLIENTS))
-        self.client_weight = rng.choice((0.05, 0.15, 0.4))
-        self.work_weight = rng.choice((0.05, 0.15, 0.4))
-        self.order_weight = rng.choice((0.02, 0.04, 0.1))
-        self.p_freeze = rng.choice((0.0, 0.0, 0.02))
-        self.late_weight = rng.choice((0.003, 0.03, 0.1))
-        self.delete_share = rng.choice((0.1, 0.3, 0.8))
-        self.p_order = rng.choice((0.02, 0.05, 0.05, 0.3))
-        self.faults_until = 0
 
     # --- processes ---
 
@@ -144,31 +115,19 @@ class World(Client, Operator):
     def get_repairs(self, meta: Meta) -> Any:
         return meta.repair()
 
-    def kill(self, side: int) -> None:
+    def kill(self, side: int, is_silent: bool = False) -> None:
         self.machine.note(f"! {'AB'[side]} is killed")
         if side == A:
             self.core = self.rules.core = None
         else:
             self.target = None
-        dead = self.machine.kill(side)
+        dead = self.machine.kill(side, is_silent)
         for task in dead:
             task.on_end(None, Killed(f"{'AB'[side]} died"))
         if side == A:
             self.model.fail_flush()
             self.clients = self.copies = self.checkpoints = 0
             self.is_greeting = self.is_telling = self.is_finishing = False
-
-    def lose_power(self, sides: tuple[int, ...]) -> None:
-        """The hosts are dark: what no good sync covered is gone, or not, or in part."""
-        for side in sides:
-            self.machine.note(f"! {'AB'[side]} loses power")
-            if self.machine.owners[side] is not None:
-                self.kill(side)
-        losses = {}
-        for side in sides:
-            losses[side] = self.stores.lose_power(side, self.rng)
-            self.machine.metas[side].lose_power(self.rng)
-        self.rules.note_power_loss(losses, self.machine.now)
 
     # --- coverage ---
 
@@ -209,8 +168,8 @@ class World(Client, Operator):
             if machine.owners[side] is not None:
                 self.kill(side)
         self.doomed.clear()
-        if not self.is_settling and self._break():
-            return True
+        if not self.is_settling:
+            self.break_something()
         if rng.random() < self.client_weight and self._can_serve() and self.clients < self.most_clients:
             self.spawn_client()
             return True
@@ -221,7 +180,7 @@ class World(Client, Operator):
         return self._proceed() or self._start_anything()
 
     def _can_serve(self) -> bool:
-        return self.core is not None and not self.is_settling
+        return self.core is not None and not self.is_settling and not self.machine.is_stopped(A)
 
     def _is_order_wanted(self) -> bool:
         """Commands on a committed, ready pair are rarer, so that copies get somewhere."""
@@ -233,15 +192,21 @@ class World(Client, Operator):
 
     def _proceed(self) -> bool:
         machine, rng = self.machine, self.rng
-        if machine.frozen:
+        if machine.frozen or machine.delayed:
             machine.thaw()
         pools: list[Any] = [pool for pool in (machine.ready, machine.ops, machine.net, machine.broken) if pool]
-        if machine.late and (not pools or self.is_settling or rng.random() < self.late_weight):
+        is_late = machine.late and (not pools or self.is_settling or rng.random() < self.late_weight)
+        if is_late and not machine.is_stopped(B):
             pools = [machine.late]
         if not pools:
-            return bool(machine.frozen)
+            return False
         pool = rng.choice(pools)
         index = rng.randrange(len(pool))
+        if machine.is_hindered and pool is not machine.late:
+            able = [i for i, item in enumerate(pool) if machine.can_proceed(item)]
+            if not able:
+                return False
+            index = rng.choice(able)
         item = pool[index]
         if pool is machine.ops:
             if machine.work(item):
@@ -261,6 +226,8 @@ class World(Client, Operator):
         return True
 
     def _start_anything(self) -> bool:
+        """Nothing can go on by itself: somebody begins something, or gives up waiting."""
+        machine = self.machine
         if self.core is None:
             self.start(A)
             return True
@@ -274,53 +241,13 @@ class World(Client, Operator):
         if self._can_serve() and self.clients < self.most_clients:
             self.spawn_client()
             return True
-        return False
-
-    def _break(self) -> bool:
-        """Faults that are not the answer to an action; and their ends."""
-        machine, rng = self.machine, self.rng
-        if machine.now >= self.faults_until:
-            self._choose_profile()
-            self.faults_until = machine.now + rng.randint(100, 500)
-        if self.core is None and rng.random() < 0.1:
-            self.start(A)
-        if self.target is None and rng.random() < 0.1:
-            self.start(B)
-        if not machine.is_link_up:
-            if rng.random() < 0.05:
-                machine.is_link_up = True
-                machine.note("the link heals")
-        elif machine.fault("cut"):
-            machine.is_link_up = False
-            machine.end_conns()
-        if self.core is not None and (machine.fault("kill A") or rng.random() < self.get_loop_rate()):
-            self.kill(A)
-            if rng.random() < 0.3:  # and again soon, while the traces of this one are fresh
-                self.loop_until = machine.now + 60
-        if self.target is not None and machine.fault("kill B"):
-            self.kill(B)
-        for name, sides in POWER.items():
-            if machine.fault(name):
-                self.lose_power(sides)
-        if self.core is not None and self.core.failed is not None and rng.random() < 0.02:
-            self.kill(A)  # the operator's decision
-        if self.target is not None and self.target.failed is not None and rng.random() < 0.02:
-            self.kill(B)
-        return self._lose_patience()
-
-    def get_loop_rate(self) -> float:
-        return 0.05 if self.machine.now < self.loop_until else 0.0
-
-    def _lose_patience(self) -> bool:
-        waiting = [t for t in self.machine.tasks if t.waiter is not None and t.patience is not Patience.SHORT]
-        if not waiting:
-            return False
-        task = self.rng.choice(waiting)
-        if not self.machine.fault("fetch time-out" if task.patience is Patience.FETCH else "command time-out"):
-            return False
-        task.waiter.event = None
-        self.machine.resume(task, False, None)
-        return True
+        if machine.reset_deaf():
+            return True
+        conn = self.find_waiting()
+        if conn is not None and machine.is_hindered and not machine.is_stopped(A):
+            self.time_link_out(conn)
+            return True
+        return bool(machine.frozen or machine.delayed or machine.is_hindered)
 
     # --- runs ---
 
@@ -347,8 +274,7 @@ class World(Client, Operator):
         """Faults off: it must become Synchronized, with both stores equal and nobody left waiting."""
         self.is_settling = True
         machine = self.machine
-        machine.rates = {}
-        machine.is_link_up = True
+        self.heal_all()
         machine.note("--- faults end")
         self.order_weight = 0.2
         for _ in range(SETTLE_STEPS):
