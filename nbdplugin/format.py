@@ -44,15 +44,22 @@ def main(arguments: list[str]) -> int:
                 header = Header(str(options.uuid), options.size, options.track_size, generation=str(uuid.uuid4()))
                 metafile.create(options.meta, header)
             case "accept":
-                accept(metafile.MetaFile(options.meta))
+                accept(_open(options.meta))
             case "release":
-                release(metafile.MetaFile(options.meta), options.pair)
+                release(_open(options.meta), options.pair)
             case _:
-                print(json.dumps(status.describe(metafile.MetaFile(options.meta, is_writer=False).table)))
+                print(json.dumps(status.describe(_open(options.meta, is_writer=False).table)))
     except PathError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _open(path: Path, is_writer: bool = True) -> MetaFile:
+    meta = MetaFile(path, is_writer)
+    for what in meta.bad:
+        print(f"{what} is bad; its twin is good{' and replaced it' if is_writer else ''}", file=sys.stderr)
+    return meta
 
 
 def accept(meta: MetaFile) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,30 +22,42 @@ from nbdplugin.errors import BadRequest, StoreFailed, TableDamaged
 from nbdplugin.layout import Page
 from nbdplugin.tracks import Change, Header, Table
 
+log = logging.getLogger(__name__)
+
 _LOCK_WAIT_S = 3.0
+_REBUILD = (
+    "the pair's other side is the copy to keep: end the pair with `pathctl pair delete --half`, delete the volume, "
+    "and create the pair anew with this side invalid"
+)
 
 
 def create(path: Path, header: Header) -> None:
-    """Writes the metadata of a new volume; raises BadRequest if the file is there and says something else."""
+    """Writes the metadata of a new volume; raises BadRequest if the file is there and says something else.
+
+    Under another name first: wherever a crash ends it, the file is there whole or not at all.
+    """
+    if path.exists():
+        found = MetaFile(path, is_writer=False).table.header
+        if (found.volume, found.size, found.track_size) != (header.volume, header.size, header.track_size):
+            raise BadRequest(f"{path} exists and describes another volume")
+        return
     table = Table(header)
     change = table.build_change((), {}, header=True)
     assert change.header is not None
+    draft = path.with_name(path.name + ".new")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        found = MetaFile(path, is_writer=False).table.header
-        if (found.volume, found.size, found.track_size) != (header.volume, header.size, header.track_size):
-            raise BadRequest(f"{path} exists and describes another volume") from None
-        return
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _not_made(path, error) from None
     try:
         os.posix_fallocate(fd, 0, layout.get_file_size(table.geometry.tracks))
         for copy in (0, 1):
             os.pwrite(fd, change.header, layout.get_header_offset(copy))
-            os.fdatasync(fd)
+        os.fsync(fd)
+        draft.rename(path)
         _sync_folder(path)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise _not_made(path, error) from None
     finally:
@@ -66,12 +79,17 @@ def _sync_folder(path: Path) -> None:
 
 
 class MetaFile:
-    """Invariant: `table` is what the file says, repaired; only one writer holds the file at a time."""
+    """Invariant: `table` is what the file says, repaired; only one writer holds the file at a time.
+
+    `bad` tells which copies were bad, `behind` which were older, as a crash leaves them; a writer replaced both.
+    """
 
     def __init__(self, path: Path, is_writer: bool = True) -> None:
         """Raises BadRequest (missing, locked) or TableDamaged (both copies of a page are bad)."""
         self.path = path
         self._is_writer = is_writer
+        self.bad: list[str] = []
+        self.behind: list[str] = []
         try:
             self._fd = os.open(path, (os.O_RDWR if is_writer else os.O_RDONLY) | os.O_CLOEXEC)
         except OSError as error:
@@ -108,10 +126,13 @@ class MetaFile:
         table = Table(tracks.decode_header(page.payload), page.sequence)
         if os.fstat(self._fd).st_size < layout.get_file_size(table.geometry.tracks):
             raise TableDamaged(f"{self.path} is shorter than the table of its volume")
-        best = raw[copies.index(page)]
-        repairs = [(best, layout.get_header_offset(copy)) for copy in (0, 1) if copies[copy] != page]
+        offsets = [layout.get_header_offset(copy) for copy in (0, 1)]
+        repairs = self._find_repairs("the header", copies, page, raw, offsets)
         for index in self._find_written(table):
             table.restore_page(self._load_page(table, index, repairs))
+        lost = table.count_lost_pages()
+        if lost:
+            raise TableDamaged(f"{lost} pages of {self.path} that were written are empty in both copies; {_REBUILD}")
         if self._is_writer:
             self._repair(repairs)
         return table
@@ -122,12 +143,21 @@ class MetaFile:
         copies = [layout.decode(item, layout.KIND_BITS, index, table.volume) for item in raw]
         page = layout.choose(*copies)
         if page is None:
-            raise TableDamaged(
-                f"both copies of page {index} of {self.path} are bad; the pair's other side is the copy to keep: "
-                "delete the pair and create it with this side invalid"
-            )
-        repairs += [(raw[copies.index(page)], offsets[copy]) for copy in (0, 1) if copies[copy] != page]
+            raise TableDamaged(f"both copies of page {index} of {self.path} are bad; {_REBUILD}")
+        repairs += self._find_repairs(f"page {index}", copies, page, raw, offsets)
         return page
+
+    def _find_repairs(
+        self, what: str, copies: list[Page | None], best: Page, raw: list[bytes], offsets: list[int]
+    ) -> list[tuple[bytes, int]]:
+        """What is to be written where, and notes it."""
+        good, repairs = raw[copies.index(best)], []
+        for copy, offset in enumerate(offsets):
+            if copies[copy] != best:
+                found = self.bad if copies[copy] is None else self.behind
+                found.append(f"copy {'AB'[copy]} of {what} of the track table {self.path}")
+                repairs.append((good, offset))
+        return repairs
 
     def _repair(self, repairs: list[tuple[bytes, int]]) -> None:
         """A killed process may have left the good copy unsynced: a power loss now must not tear it and its twin."""
@@ -154,6 +184,15 @@ class MetaFile:
             last = -(-(min(offset, end) - layout.BITS_START) // layout.PAGE_SIZE)
             seen.update(page % table.pages for page in range(first, last))
         yield from sorted(seen)
+
+    def tell_repairs(self) -> None:
+        """To the log; once, when the process has one."""
+        for what in self.bad:
+            log.warning(
+                "%s was bad (torn by a power loss, or the disk's fault); its twin was good and replaced it", what
+            )
+        for what in self.behind:
+            log.info("%s was older than its twin, as a crash leaves it; brought up to date", what)
 
     def write(self, change: Change) -> None:
         """Raises StoreFailed; then either copy may hold the old or the new state of what was being written."""

@@ -105,6 +105,7 @@ class HostService:
     def __init__(self, params: Params, meta: MetaFile, backing: Store) -> None:
         self.params = params
         self.store = backing
+        self._meta = meta
         self.core = Core(meta.table, _new_name, params.max_waiters)
         self.stats = Stats()
         self.link = Link(self.core, params, backing, self.stats.fetch)
@@ -135,6 +136,7 @@ class HostService:
         )
 
     def start(self) -> None:
+        self._meta.tell_repairs()
         self.link.start(self.engine, self.copier.poke)
         self.copier.start()
         start_thread("checkpoint", self._keep_checkpoints)
@@ -395,6 +397,7 @@ class PeerService:
     def __init__(self, params: Params, meta: MetaFile, backing: Store) -> None:
         self.params = params
         self.store = backing
+        self._meta = meta
         self.stats = Stats()
         self.target = Target(meta.table, _new_name)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
@@ -414,6 +417,7 @@ class PeerService:
         )
 
     def start(self) -> None:
+        self._meta.tell_repairs()
         self._control.start()
 
     def open_export(self, name: str) -> Export:

@@ -43,7 +43,8 @@ class Header:
     generation the peer may have.  `active` are the extents that may have unrecorded differences.  `doubtful`: the
     peer alone has the data of some invalid tracks, and it may not be durable there.  `on_path_loss`: what becomes of
     host writes while a path that is to be ready is not.  `last_write`: Unix seconds of the last write that this side
-    took, at most a minute old.
+    took, at most a minute old.  `pages` bit pages were written after change number `pages_since`: where the file has
+    fewer, some were lost, and are not to be taken for pages that were never written.
     """
 
     volume: str
@@ -66,6 +67,8 @@ class Header:
     epoch: str | None = None
     on_path_loss: str = CONTINUE
     last_write: int | None = None
+    pages: int = 0
+    pages_since: int = 0
     planes: dict[str, Fill] = dataclasses.field(default_factory=lambda: {name: Fill() for name in layout.PLANES})
     active: list[int] = dataclasses.field(default_factory=list)
 
@@ -137,6 +140,7 @@ class Table:
         self.active_on_disk = frozenset(header.active)
         self.generation_on_disk = header.generation
         self.marked = 0
+        self._written: set[int] = set()  # the pages that header.pages counts
         self._shadow: dict[int, Bits] = {}
         self._pending: dict[int, Bits] = {}  # pages of the change under way: the disk may hold them already
         for name, plane in (("invalid", self.invalid), ("owed", self.owed)):
@@ -219,6 +223,12 @@ class Table:
             if page.sequence > self.header.planes[name].since:
                 plane.write_bits(first, count, int.from_bytes(part, "little") & ((1 << count) - 1))
         self.sequence = max(self.sequence, page.sequence)
+        if page.sequence > self.header.pages_since:
+            self._written.add(page.index)
+
+    def count_lost_pages(self) -> int:
+        """How many pages the header knows of that restore_page was not given; call after the last of them."""
+        return max(0, self.header.pages - len(self._written))
 
     # --- changes for the disk ---
 
@@ -247,9 +257,15 @@ class Table:
     def build_change(
         self, pages: Iterable[int], clear: dict[int, Bits], header: bool, active: frozenset[int] | None = None
     ) -> Change:
-        """Pages as memory has them, but no bit cleared on disk that is not in `clear`."""
+        """Pages as memory has them, but no bit cleared on disk that is not in `clear`.
+
+        The header goes along with a page's first writing: it counts the pages, and counts it when it is durable.
+        """
         self.sequence += 1
         written = tuple(self._build_page(page, clear.get(page, Bits(0, 0))) for page in sorted(pages))
+        self._written.update(page for page, _, _ in written)
+        if self.header.pages != len(self._written):
+            self.header.pages, header = len(self._written), True
         if active is not None:
             self.header.active = sorted(active)
         raw = self._encode_header() if header or active is not None else None
@@ -265,6 +281,9 @@ class Table:
                 self.header.planes[name] = Fill(value, self.sequence)
                 plane.fill(value)
         self.marked += max(0, self.invalid.count + self.owed.count - before)
+        if invalid is not None and owed is not None:  # no page written so far says anything any more
+            self._written.clear()
+            self.header.pages, self.header.pages_since = 0, self.sequence
         self.header.active = []
         return Change((), self._encode_header(), self.header.generation, frozenset(), (invalid, owed))
 
