@@ -97,7 +97,7 @@ class Folder:
                 names = self._rename(names, entry)
                 if entry.kind == CREATE:  # the file as it is now, perhaps under another name
                     following = [bytes(e.data).decode() for e in self.pending if e.kind == RENAME]
-                    names[entry.name] = next((self.now[n] for n in [entry.name, *following] if n in self.now))
+                    names[entry.name] = next(self.now[n] for n in [entry.name, *following] if n in self.now)
             for images in itertools.product(*(list(content.list_images()) for content in names.values())):
                 yield dict(zip(names, images, strict=True))
 
