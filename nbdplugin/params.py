@@ -29,6 +29,7 @@ class Params:
     checkpoint_s: float = 1.0
     log_level: str = "info"
     log_lines_per_minute: int = 60  # of one kind
+    uuid: str | None = None  # the volume's, if the metadata file is to be refused where it is another's
     max_waiters: int = 256  # at least what the device may have in flight, below nbdkit's -t: see pathctl/nbdkitcmd
 
     def get_limits(self) -> dict[str, float]:
@@ -64,6 +65,7 @@ _KINDS = {
     "command_timeout_s": float,
     "checkpoint_s": float,
     "log_level": str,
+    "uuid": str,
     "log_lines_per_minute": int,
     "max_waiters": int,
 }

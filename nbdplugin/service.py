@@ -522,6 +522,7 @@ class PeerService:
 def make(params: Params) -> HostService | PeerService:
     """Opens and locks metadata and backing, makes the control socket; raises BadRequest, TableDamaged."""
     meta = MetaFile(params.meta)
+    _check_volume(params, meta.table.header)
     _check_side(params, meta.table.header)
     backing = Store(params.backing, meta.table.geometry.size)
     control.get_listener()
@@ -533,6 +534,15 @@ def make(params: Params) -> HostService | PeerService:
     peer = PeerService(params, meta, backing)
     peer.target.spoken = spoken
     return peer
+
+
+def _check_volume(params: Params, header: Header) -> None:
+    """Another volume's table says of this one's data what is not so."""
+    if params.uuid not in (None, header.volume):
+        raise BadRequest(
+            f"{params.meta} is the metadata of another volume ({header.volume}), not of {params.volume} "
+            f"({params.uuid}): put the right file back, or end the volume's pair and create volume and pair anew"
+        )
 
 
 def _check_side(params: Params, header: Header) -> None:

@@ -80,6 +80,7 @@ def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> l
         plugin,
         f"role={wanted.role}",
         f"volume={wanted.volume}",
+        f"uuid={wanted.uuid}",
         f"meta={wanted.meta}",
         f"backing={wanted.backing}",
         f"control={wanted.control}",

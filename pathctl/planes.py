@@ -191,6 +191,9 @@ async def read_meta(node: Node, volume: str) -> controlclient.Status:
         for old in [known for known in _metas if known[0] == path]:
             del _metas[old]
         _metas[key] = _decode(out, volume)
+    row = node.db.volume(volume)
+    if row is not None and row.uuid != _metas[key].uuid:
+        raise errors.internal(f"{path} is the metadata of another volume; put the file of volume {volume} back")
     return _metas[key]
 
 

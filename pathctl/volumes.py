@@ -344,7 +344,8 @@ def remove(node: Node, name: str) -> None:
     node.db.set_volume_state(name, "deleting")
     if row.managed:
         Path(row.backing).unlink(missing_ok=True)
-    node.cfg.meta(name).unlink(missing_ok=True)
+    for path in (node.cfg.meta(name), node.cfg.meta(name).with_suffix(".meta.new")):  # new: its creation was cut off
+        path.unlink(missing_ok=True)
     pki.sync_folder(node.cfg.meta(name).parent)
     node.db.delete_volume(name)
 
