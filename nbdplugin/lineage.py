@@ -47,14 +47,14 @@ class Verdict(enum.StrEnum):
 
 SENTENCES = {
     Verdict.VERSION: "the peer speaks another version of the protocol; bring both hosts to one version",
-    Verdict.WRONG_PAIR: "the peer's volume does not belong to this pair; delete the pair and create it anew",
+    Verdict.WRONG_PAIR: "the peer's volume does not belong to this pair; choose whose data to keep (pair resolve)",
     Verdict.WRONG_SHAPE: "the peer's volume has another size or track size; delete the pair and create it anew",
     Verdict.OLD_SESSION: "the peer has seen a newer session than this; the next attempt takes a higher number",
-    Verdict.ROLLED_BACK: "the peer's volume is older than what it had confirmed; delete the pair and create it anew",
+    Verdict.ROLLED_BACK: "the peer's volume is older than what it had confirmed; choose whose to keep (pair resolve)",
     Verdict.INCOMPLETE: "the peer's volume is incomplete, so it cannot be the copy to fetch from",
-    Verdict.PEER_AHEAD: "the peer has newer data than this volume; delete the pair and mark the other side invalid",
-    Verdict.BOTH_MOVED: "both volumes were written apart; choose whose data to keep, then create the pair anew",
-    Verdict.UNRELATED: "the two volumes do not share a history; delete the pair and create it anew",
+    Verdict.PEER_AHEAD: "the peer has newer data than this volume; choose whose data to keep (pair resolve)",
+    Verdict.BOTH_MOVED: "both volumes were written apart; choose whose data to keep (pair resolve)",
+    Verdict.UNRELATED: "the two volumes do not share a history; choose whose data to keep (pair resolve)",
 }
 
 

@@ -28,6 +28,7 @@ from pathctl import (
     events,
     metrics,
     moves,
+    pairheld,
     pairs,
     pairsteps,
     pairview,
@@ -158,6 +159,9 @@ PEER_VERBS: dict[str, tuple[type[msgspec.Struct], PeerHandler]] = {
     "pair.undo": (pairsteps.Which, pairsteps.undo),
     "pair.end": (pairsteps.Which, pairsteps.end),
     "pair.outcome": (pairsteps.Which, pairsteps.outcome),
+    "pair.rejoin": (pairsteps.Rejoin, pairsteps.rejoin),
+    "pair.resolved": (pairsteps.Resolved, pairsteps.resolved),
+    "pair.held": (pairheld.Ask, pairheld.tell),
     "forward": (pairview.Forward, pairs.forwarded),
     "pairs.look": (pairview.Look, pairview.look_for_peer),
 }

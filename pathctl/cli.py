@@ -28,7 +28,7 @@ TASKS = {
     "Begin": ["host init", "peer invite", "peer join"],
     "Make a path and use it": ["pair create", "attach", "detach", "pair watch", "pair wait"],
     "Look": ["status", "why", "events", "pair list", "pair show", "volume list", "volume show", "metrics"],
-    "Stop, go on, take down": ["pair suspend", "pair resume", "pair set", "pair delete"],
+    "Stop, go on, take down": ["pair suspend", "pair resume", "pair set", "pair resolve", "pair delete"],
     "Volumes": ["volume create", "volume delete", "volume accept"],
     "Hosts": ["host show", "host set", "peer list", "peer set", "connection list"],
     "Keep in order": ["config show", "config check", "backup", "restore", "completion"],

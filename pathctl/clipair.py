@@ -100,6 +100,39 @@ def pair_resume(name: str) -> None:
     clicommon.tell(clicommon.call("pair.resume", pair=name), "pair", show.pair)
 
 
+@pair.command(
+    "resolve",
+    example="pathctl pair resolve home --discard destination --dry-run\n"
+    "pathctl pair resolve home --discard source --yes",
+)
+@name_argument
+@click.option("--discard", type=side, required=True, help="Whose data is given up: all of it is copied from the other.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Discard the source although it is attached: what is written back of its old data destroys the good copy.",
+)
+@clicommon.careful
+@clicommon.json_option
+def pair_resolve(name: str, discard: str, force: bool, yes: bool, dry_run: bool) -> None:
+    """End a split brain: keep one side's data and copy it over the other.
+
+    For a pair that is Split, or Refused because its two volumes went different ways.  `pair show` tells of both when
+    they were last written; the side to discard is replaced as a whole, and the pair goes on.
+    """
+    fields = {"pair": name, "discard": discard, "force": force}
+    answer = clicommon.carry_out(lambda dry: clicommon.call("pair.resolve", **fields, dry_run=dry), yes, dry_run)
+    if not answer:
+        return
+    if clicommon.is_json():
+        clicommon.print_json(answer)
+    else:
+        found, lost = answer["pair"], answer["resolved"]["discarded"]
+        kept = "destination" if lost == "source" else "source"
+        print(f"{show.end(found[lost])} is discarded: all of it is copied from {show.end(found[kept])}")
+        print(show.pair_line(found))
+
+
 @pair.command("delete", example="pathctl pair delete home\npathctl pair delete home --half --dry-run")
 @name_argument
 @click.option("--half", is_flag=True, help="Only this host's half, when the other cannot be asked.")

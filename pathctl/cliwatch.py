@@ -12,7 +12,7 @@ from pathctl import clicommon, errors, show, signals
 
 POLL_S = 0.2
 WATCH_S = 0.5
-STATES = ("Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting")
+STATES = ("Synchronized", "SyncInProg", "Suspended", "Partitioned", "Split", "Refused", "Creating", "Deleting")
 
 Answer = clicommon.Answer
 

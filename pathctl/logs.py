@@ -37,11 +37,13 @@ WARNINGS = {
     "device.failed",
     "path.lost",
     "path.refused",
+    "path.halted",
+    "disk.failing",
     "peer.unreachable",
     "peer.clock",
     "command.failed",
 }
-BAD_STATES = {"Partitioned", "Refused"}
+BAD_STATES = {"Partitioned", "Split", "Refused"}
 
 _PLAIN = re.compile(r"[\w.:/@%+,~-]+", re.ASCII)
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n"}

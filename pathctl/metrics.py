@@ -184,6 +184,7 @@ PAIR_GAUGES: tuple[tuple[str, str, PairValue], ...] = (
     ("link_up", "1 while the two data planes have a session.", lambda p: p.session is not None),
     ("session", "Number of the session; it grows with each one.", lambda p: p.session),
     ("state_since_timestamp_seconds", "When the pair came into its state.", lambda p: p.since),
+    ("stops_on_path_loss", "1 if host writes wait and then fail without the path.", lambda p: _stops(p)),
     ("copy_limit_bytes_per_second", "Limit set for the pair; 0 is paused.", lambda p: p.copy_rate_bytes_s),
 )
 
@@ -203,6 +204,10 @@ PAIR_COUNTERS = (
     ("mirrored_bytes", "Written by the host and sent to the destination at once.", "mirrored_bytes"),
     ("sessions", "Sessions of the data planes.", "sessions"),
 )
+
+
+def _stops(pair: shapes.Pair) -> float | None:
+    return None if pair.on_path_loss is None else pair.on_path_loss == "stop"
 
 
 def _left_bytes(pair: shapes.Pair) -> float | None:
@@ -262,6 +267,10 @@ STATUS_GAUGES: tuple[tuple[str, str, Callable[[controlclient.Status], float]], .
 STATUS_COUNTERS = (
     ("read_bytes", "Read by the host, or by the source of the pair.", "read_bytes"),
     ("written_bytes", "Written by the host, or by the source of the pair.", "write_bytes"),
+    ("read_errors", "Reads that the volume's own disk failed.", "read_errors"),
+    ("peer_reads", "Of the read errors, those that were answered with the other side's data.", "peer_reads"),
+    ("repaired_tracks", "Tracks written anew with the other side's data after a read error.", "repaired_tracks"),
+    ("refused_requests", "Requests of a session that was over, refused by the destination.", "refused_requests"),
 )
 
 

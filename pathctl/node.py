@@ -48,6 +48,30 @@ class Recorded(msgspec.Struct):
     refusal: str | None = None
 
 
+class HeldThere(msgspec.Struct, frozen=True):
+    """What the other host says of its side of a pair whose source is here, while the two are apart."""
+
+    held: shapes.Held | None  # None: it has no such volume
+    is_newer: bool  # written since the two were last equal
+    is_related: bool  # the two share a history
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A pair that has ended here, whose source's host goes on asking for it, and our volume was written since."""
+
+    volume: str
+    peer: str
+    peer_volume: str
+
+
+class DiskErrors(msgspec.Struct, frozen=True):
+    """Read errors of one volume's disk, as its process counts them."""
+
+    pid: int | None
+    told: int  # of them, by an event
+    at: float  # monotonic clock: of that event
+
+
 class Hang(msgspec.Struct, frozen=True):
     """A process that is alive and does not answer."""
 
@@ -114,6 +138,9 @@ class Node:
     dead_devices: set[str] = field(default_factory=set)  # volumes whose block device is known to be dead
     hangs: dict[str, Hang] = field(default_factory=dict)  # by volume
     ended_there: set[str] = field(default_factory=set)  # pairs with their source here that the other host has not
+    held_there: dict[str, HeldThere] = field(default_factory=dict)  # by pair with its source here, while it is apart
+    left: dict[str, Left] = field(default_factory=dict)  # by pair with its source elsewhere that has ended here
+    disk_errors: dict[str, DiskErrors] = field(default_factory=dict)  # by volume
 
     def host(self) -> Host:
         found = self.db.host()

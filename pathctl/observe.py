@@ -13,7 +13,20 @@ import os
 import time
 from pathlib import Path
 
-from pathctl import channels, copyrate, errors, events, logs, pairview, peers, planes, shapes, statelog, volumes
+from pathctl import (
+    channels,
+    copyrate,
+    diskerrors,
+    errors,
+    events,
+    logs,
+    pairview,
+    peers,
+    planes,
+    shapes,
+    statelog,
+    volumes,
+)
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
@@ -29,7 +42,7 @@ def on_event(node: Node, event: shapes.Event) -> None:
     """For db.on_event: a log line, the followers, and a look at what has just been changed."""
     logs.write_event(event)
     events.announce(node)
-    if event.kind.startswith("connection."):
+    if event.kind.startswith("connection.") or event.kind == "pair.resolved":
         # After the transaction's caller has gone on; in its context, so that what is found is on its behalf.
         asyncio.get_running_loop().call_soon(_look_at_busy, node, event.pair)
         node.look_now.set()
@@ -80,9 +93,14 @@ async def _round(node: Node) -> None:
         return
     known = pairview.halves(node)
     statelog.forget_others(node, {half.pair for half in known})
-    await pairview.look_all(node, known, is_fresh=False)
-    alone = set(node.supervisor.volumes()) - {half.volume for half in known}
-    await asyncio.gather(*(planes.look(node, name) for name in alone))
+    samples = await pairview.look_all(node, known, is_fresh=False)
+    alone = sorted(set(node.supervisor.volumes()) - {half.volume for half in known})
+    looks = await asyncio.gather(*(planes.look(node, name) for name in alone))
+    found = {half.volume: sample.status for half, sample in zip(known, samples, strict=True)}
+    found |= {name: look.status for name, look in zip(alone, looks, strict=True)}
+    for name, status in found.items():
+        if status is not None:
+            diskerrors.note(node, name, status)
     _look_at_devices(node)
     await copyrate.apply(node)
 

@@ -28,6 +28,7 @@ from pathctl import (
     planes,
     protocol,
     statelog,
+    stepper,
     units,
     volumes,
 )
@@ -311,16 +312,12 @@ def _how_to_fit(lost: str, found: pairsteps.Look, good: pairsteps.Look) -> str:
     )
 
 
-class _Run:
-    """One run of the steps; remembers what was done, and in what time."""
+class _Run(stepper.Stepper):
+    """One run of the steps."""
 
     def __init__(self, node: Node, spec: Spec, started: float) -> None:
-        self.steps: list[dict[str, Any]] = []
-        self.done: list[str] = []
-        self.at = "journal"
-        self._node = node
+        super().__init__(node, spec.operation, "create", lambda name: step_label(node, spec, name), started)
         self._spec = spec
-        self._last = started
         self._port: int | None = None
 
     async def all(self) -> None:
@@ -336,27 +333,7 @@ class _Run:
             "ready": self._ready,
         }
         for name in step_names(spec):
-            await self._step(name, actions[name])
-
-    async def _step(self, name: str, action: Callable[[], Awaitable[None]]) -> None:
-        node, operation = self._node, self._spec.operation
-        self.at = name
-        if name != "journal":
-            node.db.begin_step(operation, name)
-        try:
-            await action()
-        except NoAnswer as error:
-            if not error.sent:
-                node.db.forget_step(operation, name)
-            raise
-        self.note(name)
-        self.done.append(step_label(node, self._spec, name))
-        await faults.point(f"create.{name}")
-
-    def note(self, name: str) -> None:
-        now = time.monotonic()
-        self.steps.append({"step": name, "ms": round((now - self._last) * 1000, 1)})
-        self._last = now
+            await self.take(name, actions[name])
 
     async def _journal(self) -> None:
         pki.write_psk(self._node.cfg, self._spec.pair, pki.new_psk())

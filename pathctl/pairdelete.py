@@ -48,6 +48,11 @@ async def delete(node: Node, row: db.Connection, *, force: bool) -> None:
 
 
 def _refuse_creating(entry: db.Entry | None, row: db.Connection) -> None:
+    if entry is not None and entry.verb == "pair.resolve":
+        raise errors.refused(
+            f"pair {row.pair} is being resolved ({entry.note or entry.state}); wait until that has ended, or free this "
+            f"host's half with `pathctl pair delete {row.volume} --half`"
+        )
     if entry is not None and entry.verb == "pair.create":
         raise errors.refused(
             f"pair {row.pair} is still being created ({entry.note or entry.state}); wait until that has ended, or free "

@@ -7,7 +7,7 @@ source's host what has become of the operation, and until that has answered it d
 import asyncio
 import logging
 
-from pathctl import db, errors, logs, paircreate, pairdelete, pairsteps, volumes
+from pathctl import db, errors, logs, paircreate, pairdelete, pairresolve, pairsteps, volumes
 from pathctl.node import Node
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
             elif entry.verb == "pair.delete":
                 await pairdelete.run(node, entry)
                 _record(node, entry, "recovery.finished")
+            elif entry.verb == "pair.resolve":
+                _record(node, entry, await pairresolve.go_on(node, entry))
             else:
                 await _go_on_creating(node, entry)
     except errors.PathctlError as error:
@@ -56,10 +58,13 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
             node.db.set_note(entry.operation, error.message)
 
 
-def _record(node: Node, entry: db.Entry, kind: str) -> None:
+_WHAT = {"pair.create": "the creation", "pair.delete": "the deletion", "pair.resolve": "the resolving"}
+
+
+def _record(node: Node, entry: db.Entry, kind: str | None) -> None:
     """The operation has come to its end, if it has."""
-    if node.db.entry(entry.operation) is None:
-        what = "the creation" if entry.verb == "pair.create" else "the deletion"
+    if kind is not None and node.db.entry(entry.operation) is None:
+        what = _WHAT[entry.verb]
         end = "is undone" if kind == "recovery.undone" else "is finished"
         message = (
             f"{what} of the pair of {entry.volume} with {entry.peer}:{entry.peer_volume}, which was cut off, {end} here"

@@ -18,6 +18,7 @@ from pathctl import (
     errors,
     paircreate,
     pairdelete,
+    pairresolve,
     pairstate,
     pairview,
     peers,
@@ -37,7 +38,7 @@ class Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is unset stays as it is."""
 
     pair: str
-    copy_rate_bytes_s: int | None | msgspec.UnsetType = msgspec.UNSET
+    copy_rate_bytes_s: int | msgspec.UnsetType | None = msgspec.UNSET
     on_path_loss: db.OnPathLoss | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -198,10 +199,45 @@ def _reconciled(node: Node, volume: str, verb: str) -> Iterator[None]:
 
 
 def _settled_row(node: Node, half: Half) -> db.Connection:
-    row = node.db.connection(half.pair)
+    row, entry = node.db.connection(half.pair), node.db.entry_of(half.volume)
+    if entry is not None and entry.verb == "pair.resolve":
+        raise errors.refused(f"pair {half.pair} is being resolved; wait until that is finished")
     if row is None or row.state not in ("ready", "suspended"):
         raise errors.refused(f"pair {half.pair} is {half.busy or 'ended'}; wait until that is finished")
     return row
+
+
+async def resolve(node: Node, body: pairresolve.Resolve) -> dict[str, Any]:
+    """Whose data is to be kept, where the two sides went different ways."""
+    half = pairview.find(node, body.pair)
+    if half.side == "destination":
+        return await _resolve_from_destination(node, half, body)
+    if half.row is None:
+        raise errors.refused(f"pair {half.pair} is still being created; wait until that has ended")
+    if body.dry_run:
+        return await pairresolve.plan(node, half.row, body)
+    resolved = await pairresolve.resolve(node, half.row, body)
+    return {"pair": await _shown_settled(node, half.pair), "resolved": msgspec.to_builtins(resolved)}
+
+
+async def _resolve_from_destination(node: Node, half: Half, body: pairresolve.Resolve) -> dict[str, Any]:
+    try:
+        protocol.require(half.peer, await peers.version(node, half.peer), protocol.RESOLVE, "`pair resolve`")
+        return await _forward_pair(node, half, "pair.resolve", msgspec.structs.replace(body, pair=half.pair))
+    except NoAnswer as error:
+        state = "whether anything was changed is not known" if error.sent else "nothing was changed"
+        raise PathctlError(
+            error.code,
+            f"{error.message}; {state}: a pair is resolved at both hosts, so see that pathctld runs there and that the "
+            "network lets us through, then repeat the command",
+        ) from error
+    except PathctlError as error:
+        if error.code != ErrorCode.NOT_FOUND:
+            raise
+        raise errors.refused(
+            f"host {half.peer} has no such pair any more, so there is nothing to resolve; nothing was changed: free "
+            f"this half with `pathctl pair delete {half.volume} --half`, then create the pair anew"
+        ) from error
 
 
 async def delete(node: Node, body: pairdelete.Delete) -> dict[str, Any]:
@@ -311,7 +347,8 @@ async def forwarded(node: Node, peer: str, body: Forward) -> dict[str, Any]:
     _check_forwarded(node, peer, inner)
     actor.who.set(actor.of_peer(peer, body.actor))
     actor.why.set(body.verb)
-    return await handler(node, inner)
+    answer = await handler(node, inner)
+    return answer | {"pair": pairview.for_peer(node, peer, answer["pair"])} if "pair" in answer else answer
 
 
 def _check_forwarded(node: Node, peer: str, body: Any) -> None:
@@ -337,7 +374,9 @@ async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:
 
 
 async def show_all(node: Node) -> list[dict[str, Any]]:
-    return pairview.as_json(await pairview.look_all(node, pairview.halves(node)))
+    found = await pairview.look_all(node, pairview.halves(node))
+    known = {half.pair for half in pairview.halves(node)}  # a pair may turn out to be no more
+    return pairview.as_json(sample for sample in found if sample.pair.pair in known)
 
 
 async def _shown(node: Node, half: Half) -> dict[str, Any]:
@@ -373,5 +412,6 @@ VERBS: dict[str, tuple[type[msgspec.Struct], Handler]] = {
     "pair.suspend": (Which, suspend),
     "pair.resume": (Which, resume),
     "pair.set": (Set, set_values),
+    "pair.resolve": (pairresolve.Resolve, resolve),
     "pair.delete": (pairdelete.Delete, delete),
 }

@@ -15,12 +15,13 @@ class State(enum.StrEnum):
     DELETING = "Deleting"
     SUSPENDED = "Suspended"
     PARTITIONED = "Partitioned"
+    SPLIT = "Split"
     REFUSED = "Refused"
     SYNC_IN_PROG = "SyncInProg"
     SYNCHRONIZED = "Synchronized"
 
 
-Name = Literal["Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting"]
+Name = Literal["Synchronized", "SyncInProg", "Suspended", "Partitioned", "Split", "Refused", "Creating", "Deleting"]
 Direction = Literal["to_source", "to_destination"]
 
 
@@ -36,6 +37,7 @@ class Facts(msgspec.Struct, frozen=True):
     owed: int = 0
     complete: bool = False  # the destination has confirmed that it has everything
     ended_there: bool = False  # the other host's pathctld has said that it has no such pair
+    parted: bool = False  # by the greeting's verdict, or by what was written there since it ended, both sides moved on
 
 
 def state(facts: Facts) -> State:
@@ -46,7 +48,8 @@ def state(facts: Facts) -> State:
     if not facts.ready:
         return State.SUSPENDED
     if not facts.session:
-        return State.REFUSED if facts.refused or facts.ended_there else State.PARTITIONED
+        is_refused = facts.refused or facts.ended_there
+        return State.SPLIT if is_refused and facts.parted else State.REFUSED if is_refused else State.PARTITIONED
     synchronized = facts.complete and facts.invalid == facts.owed == 0
     return State.SYNCHRONIZED if synchronized else State.SYNC_IN_PROG
 

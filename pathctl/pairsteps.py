@@ -62,6 +62,47 @@ class Connect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     track_size: int
 
 
+class Rejoin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As Connect, for a pair that may have ended here and is going to be resolved."""
+
+    operation: Uuid
+    pair: Uuid
+    volume: Name
+    peer_volume: Name
+    discard: db.Side
+    psk: str
+    size: int
+    track_size: int
+
+    @property
+    def connect(self) -> Connect:
+        return Connect(
+            self.operation,
+            self.pair,
+            self.volume,
+            self.peer_volume,
+            self.discard,
+            self.psk,
+            self.size,
+            self.track_size,
+        )
+
+
+class Resolved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    operation: Uuid
+    pair: Uuid
+    volume: Name
+    peer_volume: Name
+    discarded: db.Side
+
+
+class Rejoined(msgspec.Struct, frozen=True):
+    """What a participant's journal keeps of a Rejoin."""
+
+    discard: db.Side
+    had_ended: bool
+
+
 class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One operation on one pair, and our volume in it."""
 
@@ -173,6 +214,72 @@ async def _forget(node: Node, row: db.Connection) -> None:
         await planes.settle(node, row.volume)
 
 
+async def rejoin(node: Node, peer: str, body: Rejoin) -> dict[str, Any]:
+    """Make this half of a pair again if it is no more, although it has ended here; -> the data port."""
+    async with node.locks[body.volume]:
+        _refuse_over(node, body)
+        _check_peer(node, peer, body.pair)
+        row = node.db.connection(body.pair)
+        if row is None:
+            row = await _make_again(node, peer, body)
+        elif row.volume != body.volume or row.state == "deleting":
+            raise errors.refused(
+                f"pair {body.pair} is being deleted here, or has another volume; see `pathctl pair list`"
+            )
+        if row.operation == body.operation:
+            pki.write_psk(node.cfg, body.pair, body.psk)
+        row = await _listen(node, row)
+        await _record(node, row)
+        await faults.point("rejoin.destination")
+    return {"port": row.port}
+
+
+def _refuse_over(node: Node, body: Rejoin) -> None:
+    if node.db.outcome(body.operation) is not None:
+        raise errors.refused(f"the resolving of pair {body.pair} has ended here; nothing was changed, repeat it")
+
+
+async def _make_again(node: Node, peer: str, body: Rejoin) -> db.Connection:
+    wanted = body.connect
+    volume = _check_destination(node, wanted)
+    await check_free(node, volume)
+    if body.discard == "source":
+        await volumes.refuse_incomplete(node, volume)
+    row = _new_row(wanted, peer, "destination", port=_free_port(node))
+    spec = Rejoined(body.discard, had_ended=node.db.outcome(body.pair) is not None)
+    entry = _participant(peer, wanted, verb="pair.resolve", spec=msgspec.json.encode(spec).decode())
+    node.db.open_rejoining(entry, row)
+    node.left.pop(body.pair, None)
+    return row
+
+
+async def resolved(node: Node, peer: str, body: Resolved) -> dict[str, Any]:
+    """The pair goes on with the other side's data: record it."""
+    _check_peer(node, peer, body.pair)
+    async with node.locks[body.volume]:
+        if node.db.outcome(body.operation) not in (None, "done"):
+            raise errors.refused(f"pair {body.pair} has ended here; delete it at the source too")
+        end_resolving(node, body, peer)
+        await faults.point("peer.resolved")
+    return {}
+
+
+def end_resolving(node: Node, body: Resolved, peer: str) -> None:
+    """At either host, once; by whom is the task's actor."""
+    if node.db.outcome(body.operation) is not None:
+        return
+    node.db.commit_resolved(body.operation, body.pair, body.discarded)
+    row = node.db.connection(body.pair)
+    if row is not None:
+        ours, theirs = f"{node.host().name}:{row.volume}", f"{peer}:{row.peer_volume}"
+        lost, kept = (ours, theirs) if row.side == body.discarded else (theirs, ours)
+        message = f"the pair of {ours} with {theirs} was resolved: all data of {lost} is replaced by that of {kept}"
+        node.db.record(
+            "pair.resolved", message, volume=row.volume, pair=row.pair, peer=peer, after=f"{body.discarded} discarded"
+        )
+    node.db.close_entry(body.operation, "done")
+
+
 def _check_destination(node: Node, body: Connect | Check) -> db.Volume:
     row = node.volume(body.volume)
     if (row.size, row.track_size) != (body.size, body.track_size):
@@ -187,16 +294,18 @@ def _check_destination(node: Node, body: Connect | Check) -> db.Volume:
     return row
 
 
-def _participant(peer: str, body: CreateVolume | Connect) -> db.Entry:
+def _participant(
+    peer: str, body: CreateVolume | Connect, *, verb: db.Verb = "pair.create", spec: str = "{}"
+) -> db.Entry:
     return db.Entry(
         operation=body.operation,
-        verb="pair.create",
+        verb=verb,
         role="participant",
         pair=body.pair,
         volume=body.volume,
         peer=peer,
         peer_volume=body.peer_volume,
-        spec="{}",
+        spec=spec,
     )
 
 
@@ -220,8 +329,13 @@ async def finish(node: Node, peer: str, body: Which) -> dict[str, Any]:
         outcome = node.db.outcome(body.operation)
         if outcome not in (None, "done"):
             raise errors.refused(f"pair {body.pair} has ended here ({outcome}); delete it at the source too")
-        node.db.commit_pair(body.operation, body.pair)
-        node.db.close_entry(body.operation, "done")
+        entry = node.db.entry(body.operation)
+        if entry is not None and entry.verb == "pair.resolve":
+            discard = msgspec.json.decode(entry.spec, type=Rejoined).discard
+            end_resolving(node, Resolved(**msgspec.structs.asdict(body), discarded=discard), peer)
+        else:
+            node.db.commit_pair(body.operation, body.pair)
+            node.db.close_entry(body.operation, "done")
         await faults.point("peer.finish")
     return {}
 
@@ -235,7 +349,11 @@ async def undo(node: Node, peer: str, body: Which) -> dict[str, Any]:
     # The volume as we recorded it, if we did: the caller's word alone touches nothing.
     volume = entry.volume if entry is not None else body.volume
     undone = await drop(node, body.operation, body.pair, volume, cut=True)
-    node.db.close_entry(body.operation, "undone")
+    if entry is not None and entry.verb == "pair.resolve":
+        had_ended = msgspec.json.decode(entry.spec, type=Rejoined).had_ended
+        node.db.undo_rejoining(entry, had_ended=had_ended)
+    else:
+        node.db.close_entry(body.operation, "undone")
     await faults.point("peer.undo")
     return {"undone": undone}
 
@@ -288,9 +406,8 @@ async def connect_source(
         row = node.db.connection(body.pair)
         is_new = row is None
         if row is None:
-            row = msgspec.structs.replace(
-                _new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s, on_path_loss=on_path_loss
-            )
+            row = _new_row(body, peer, "source", None)
+            row = msgspec.structs.replace(row, copy_rate_bytes_s=rate_bytes_s, on_path_loss=on_path_loss)
             node.db.insert_connection(row)
         try:
             await planes.settle(node, body.volume)
@@ -333,7 +450,8 @@ async def drop(node: Node, operation: str, pair: str, volume: str, *, cut: bool)
                 await disconnect(node, row, operation, cut=cut)
             node.db.delete_connection(pair)
             undone.append(label(node, row.side, "connection", volume))
-        pki.remove_psk(node.cfg, pair)
+        if row is None or row.operation == operation:
+            pki.remove_psk(node.cfg, pair)
         if volume_row is not None and not is_ours:
             await planes.can_run(node, volume)
         if is_ours:

@@ -6,6 +6,7 @@ progress and is recorded if it shows another state (statelog).
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Sequence
@@ -14,12 +15,13 @@ from typing import Any, Literal
 import msgspec
 
 from pathctl import (
+    apart,
     controlclient,
     db,
     errors,
     paircreate,
+    pairheld,
     pairstate,
-    pairsteps,
     peers,
     planes,
     protocol,
@@ -71,12 +73,17 @@ class Half(msgspec.Struct, frozen=True):
     entry: db.Entry | None
 
     @property
+    def is_left(self) -> bool:
+        """It has ended here, and the source's host goes on asking for it."""
+        return self.row is None and self.entry is None
+
+    @property
     def busy(self) -> Literal["creating", "deleting"] | None:
         if (self.entry is not None and self.entry.verb == "pair.delete") or (
             self.row is not None and self.row.state == "deleting"
         ):
             return "deleting"
-        if self.entry is not None and self.entry.state != "committed":
+        if self.entry is not None and self.entry.verb == "pair.create" and self.entry.state != "committed":
             return "creating"
         return None
 
@@ -93,6 +100,10 @@ def halves(node: Node) -> list[Half]:
     for entry in entries.values():
         side: db.Side = "source" if entry.role == "coordinator" else "destination"
         found.append(Half(entry.pair, entry.volume, side, entry.peer, entry.peer_volume, None, entry))
+    known = {half.volume for half in found}
+    for pair, left in node.left.items():
+        if left.volume not in known and node.db.volume(left.volume) is not None:
+            found.append(Half(pair, left.volume, "destination", left.peer, left.peer_volume, None, None))
     return sorted(found, key=lambda half: half.volume)
 
 
@@ -151,6 +162,9 @@ async def look_all(node: Node, wanted: Sequence[Half], *, is_fresh: bool = True)
         asyncio.gather(*(_look_there(node, peer, some, number, is_fresh=is_fresh) for peer, some in by_peer.items())),
     )
     samples = {sample.pair.pair: sample for sample in itertools.chain(ours, *theirs)}
+    for half in wanted:
+        if half.is_left and samples[half.pair].pair.state != pairstate.State.SPLIT.value:
+            node.left.pop(half.pair, None)  # if it is so again, the source's host will ask again
     return [samples[half.pair] for half in wanted]
 
 
@@ -160,12 +174,12 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     status = found.status
     is_known = status is not None and status.pair == half.pair
     is_ended = half.pair in node.ended_there
-    facts = _facts(half, status if is_known else None, ended_there=is_ended)
+    facts = _facts(node, half, status if is_known else None)
     reason = half.entry.note if half.entry else None
     if half.busy is None and status is not None:
         reason = pairstate.named(status.copy_error if status.session else status.link_error, half.peer)
         if is_ended and not status.session:
-            reason = _ended_there(half)
+            reason = apart.ended(half.peer, half.peer_volume, half.volume, is_split=facts.parted)
     if found.failed or (half.busy is None and not is_known):
         reason = found.failed or _other_pair(half, status.pair if status else None)
     if not is_known:
@@ -174,6 +188,8 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     if status is not None:
         pair = msgspec.structs.replace(pair, progress=statelog.read_copy(node, status))
         statelog.note_path(node, pair, status, number)
+        if pair.state in apart.STATES and half.row is not None and pairheld.is_resolvable(node, half.pair, status):
+            pair = msgspec.structs.replace(pair, sides=pairheld.sides(node, half.row, status))
     sample = _as_sample(pair, found, is_heard=is_known, is_ended_there=is_ended)
     # Without `status` when it is another pair's.
     return _noted(node, half, msgspec.structs.replace(sample, status=status), number)
@@ -208,7 +224,7 @@ def _other_pair(half: Half, pair: str | None) -> str:
     )
 
 
-def _facts(half: Half, status: controlclient.Status | None, *, ended_there: bool) -> pairstate.Facts:
+def _facts(node: Node, half: Half, status: controlclient.Status | None) -> pairstate.Facts:
     if status is None:
         return pairstate.Facts(journal=half.busy, answers=False)
     return pairstate.Facts(
@@ -220,7 +236,8 @@ def _facts(half: Half, status: controlclient.Status | None, *, ended_there: bool
         invalid=status.invalid,
         owed=status.owed,
         complete=status.complete,
-        ended_there=ended_there,
+        ended_there=half.pair in node.ended_there,
+        parted=pairheld.is_parted(node, half.pair, status),
     )
 
 
@@ -360,29 +377,24 @@ def _alone(node: Node, half: Half, known: planes.Look, error: PathctlError) -> t
 
 
 async def ask_whether_there(node: Node, wanted: Sequence[Half]) -> None:
-    """Ask the other hosts whether they still have pairs of ours that are not connected; who is away is not asked."""
+    """Ask the other hosts what they have of pairs of ours that are not connected; who is away is not asked."""
     places = asyncio.Semaphore(LOOKS_MOST)
 
-    async def ask(half: Half, row: db.Connection) -> None:
-        which = pairsteps.Which(row.operation, half.pair, half.peer_volume, half.volume)
+    async def ask(row: db.Connection, status: controlclient.Status) -> None:
         async with places:
-            try:
-                answer = await peers.call(node, half.peer, "pair.outcome", which, node.cfg.timeouts.peer_look_s)
-            except PathctlError:
-                return
-        # "unknown": it was set up anew, or put back to what it was before the pair.
-        is_there = answer.get("outcome") in ("open", "done")
-        (node.ended_there.discard if is_there else node.ended_there.add)(half.pair)
+            with contextlib.suppress(PathctlError):
+                await pairheld.ask(node, row, status)
 
-    apart = (half for half in wanted if _is_apart(node, half) and reach.why_away(node, half.peer) is None)
-    await asyncio.gather(*(ask(half, half.row) for half in apart if half.row is not None))
+    lost = [(half.row, _status_apart(node, half)) for half in wanted if reach.why_away(node, half.peer) is None]
+    await asyncio.gather(*(ask(row, status) for row, status in lost if row is not None and status is not None))
 
 
-def _is_apart(node: Node, half: Half) -> bool:
+def _status_apart(node: Node, half: Half) -> controlclient.Status | None:
+    """What the source's data plane said last, if it wants the path and has none."""
     sample = node.samples.get(half.pair)
     if half.side != "source" or half.busy is not None or sample is None or sample.status is None:
-        return False
-    return sample.status.ready and sample.status.session is None
+        return None
+    return sample.status if sample.status.ready and sample.status.session is None else None
 
 
 async def look_for_peer(node: Node, peer: str, body: Look) -> dict[str, Any]:
@@ -393,12 +405,19 @@ async def look_for_peer(node: Node, peer: str, body: Look) -> dict[str, Any]:
     found = {half.pair: old[half.pair] for half in wanted if half.pair in old}
     fresh = await look_all(node, [half for half in wanted if half.pair not in found])
     found |= {sample.pair.pair: sample for sample in fresh}
-    return {"pairs": {pair: _as_seen(node, sample) for pair, sample in found.items()}}
+    return {"pairs": {pair: _as_seen(node, peer, sample) for pair, sample in found.items()}}
 
 
-def _as_seen(node: Node, sample: Sample) -> _Seen:
+def _as_seen(node: Node, peer: str, sample: Sample) -> _Seen:
     actor, cause = statelog.last_change(node, sample.pair.pair)
-    return _Seen(msgspec.to_builtins(sample.pair), actor, cause)
+    return _Seen(for_peer(node, peer, msgspec.to_builtins(sample.pair)), actor, cause)
+
+
+def for_peer(node: Node, peer: str, pair: dict[str, Any]) -> dict[str, Any]:
+    """P as a peer of its release takes it."""
+    knows_split = node.protocols.get(peer, 1) >= protocol.RESOLVE
+    is_split = pair["state"] == pairstate.State.SPLIT
+    return pair | {"state": pairstate.State.REFUSED.value} if is_split and not knows_split else pair
 
 
 # P
@@ -437,6 +456,7 @@ def _as_pair(
         session=status.session if status else None,
         progress=None,
         counters=counters,
+        on_path_loss=half.row.on_path_loss if half.row and status else None,
     )
 
 

@@ -19,7 +19,7 @@ from pathctl.node import Node
 ANSWER_LIMIT = 1 << 20
 LISTEN_LIMIT_S = 5.0
 TIME_MOST = 1e11  # seconds since the epoch
-LOOKS = ("ping", "pairs.look", "volume.look", "pair.outcome")  # change nothing: sent on kept connections
+LOOKS = ("ping", "pairs.look", "volume.look", "pair.outcome", "pair.held")  # change nothing: sent on kept connections
 
 
 Read = TypeVar("Read")

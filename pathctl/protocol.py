@@ -23,7 +23,8 @@ from pathctl import errors
 
 HEADER = "Pathctl-Protocol"
 
-SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2, "pair.held": 3, "pair.rejoin": 3}  # verbs between hosts that version 1 does not know
+# Verbs between hosts that version 1 does not know.
+SINCE = {"peer.moved": 2, "pair.check": 2, "pairs.look": 2, "pair.held": 3, "pair.rejoin": 3, "pair.resolved": 3}
 DRY_RUN = 2  # the version from which a forwarded verb may be a dry run
 ACTOR = 2  # the version from which a forwarded verb says who asked for it
 RESOLVE = 3  # the version from which `pair resolve` may be forwarded, and a pair may be Split

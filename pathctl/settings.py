@@ -103,12 +103,17 @@ class Data(msgspec.Struct, frozen=True):
         int, Key("TCP port", "last of those; each destination volume of this host takes one", 1, 65535)
     ] = 7899
     fetch_timeout_s: Annotated[
-        int, Seconds("a request for data that only the peer has waits so long for the path, then fails", 1, 86_400)
-    ] = 30
+        int,
+        Seconds(
+            "a request that needs the path waits so long, then fails: long, as an I/O error makes ext4 read-only",
+            1,
+            86_400,
+        ),
+    ] = 600
     link_timeout_s: Annotated[
         int,
-        Seconds("the peer may leave a request unanswered so long, then the path is lost; it holds up writes", 1, 600),
-    ] = 5
+        Seconds("without a byte moved for a request so long, the path is lost; writes under way wait for it", 1, 600),
+    ] = 10
     flush_timeout_s: Annotated[int, Seconds("the same for a flush, which may write out much at the peer", 1, 3600)] = 30
     command_timeout_s: Annotated[
         int, Seconds("a command (suspend, delete, ...) waits so long for requests under way", 1, 3600)

@@ -87,11 +87,30 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     converging: bool | None  # false: what is left does not get less; null: too early to say
 
 
+class Held(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one volume of a pair that is apart holds, so that a person can decide between the two."""
+
+    host: str
+    volume: str
+    last_write: float | None = None  # by its host, at a destination by its source; may be a minute too early
+    owed: int | None = None  # tracks that are known to be newer here than there; only a source counts them
+    generation: str | None = None  # names its line of data: another one has another history
+    incomplete: bool | None = None  # some of its data is, or was, only on another host
+    in_use: bool | None = None  # attached, or served to somebody
+    device: str | None = None
+    ended: bool | None = None  # its host has ended its half of the pair
+
+
+class Sides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    source: Held
+    destination: Held
+
+
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A pair; what only its source knows is null while that is not heard."""
 
     pair: str
-    state: Literal["Synchronized", "SyncInProg", "Suspended", "Partitioned", "Refused", "Creating", "Deleting"]
+    state: Literal["Synchronized", "SyncInProg", "Suspended", "Partitioned", "Split", "Refused", "Creating", "Deleting"]
     since: float | None
     direction: Direction | None
     reason: str | None
@@ -114,6 +133,8 @@ class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: int | None
     progress: Progress | None
     counters: dict[str, int] = {}
+    on_path_loss: Literal["continue", "stop"] | None = None  # stop: host writes wait and then fail without the path
+    sides: Sides | None = None  # what either side holds; null unless Split or Refused
 
 
 class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,6 +170,13 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: str | None
     cause: str | None
     message: str  # all of it as one sentence
+
+
+class Resolved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `pair resolve` did: all data of the discarded side is replaced by that of the other."""
+
+    discarded: Side
+    steps: list[Step]
 
 
 class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -278,6 +306,13 @@ class CreatedAnswer(Answer, frozen=True, forbid_unknown_fields=True):
     steps: list[Step]
 
 
+class ResolvedAnswer(Answer, frozen=True, forbid_unknown_fields=True):
+    """pair resolve"""
+
+    pair: Pair
+    resolved: Resolved
+
+
 class PlanAnswer(Answer, frozen=True, forbid_unknown_fields=True):
     """--dry-run of any command that has it"""
 
@@ -335,6 +370,7 @@ ANSWERS: tuple[type[Answer], ...] = (
     PairAnswer,
     PairsAnswer,
     CreatedAnswer,
+    ResolvedAnswer,
     PlanAnswer,
     ConnectionsAnswer,
     EventsAnswer,

@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pathctl import units
+from pathctl import apart, units
 
 Row = Sequence[str]
 Found = dict[str, Any]
 
 DONE_STATE = "Synchronized"
-APART = ("Suspended", "Partitioned", "Refused")
+APART = ("Suspended", "Partitioned", "Split", "Refused")
 KIND = 20  # columns of the longest kind of event: a test holds it to schema.KINDS
 COLOURS = {"Synchronized": "green", "SyncInProg": "cyan", "Suspended": "yellow", "Creating": "yellow"}
-COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Refused": "red"}
+COLOURS |= {"Deleting": "yellow", "Partitioned": "red", "Split": "red", "Refused": "red"}
 _LONG = {"SOURCE", "DESTINATION", "VOLUME", "PEER", "PEER VOLUME", "KEY", "VALUE", "FROM", "WHY", "NOTE"}  # may wrap
 _DIRECTIONS = {"to_source": "destination to source", "to_destination": "source to destination"}
 
@@ -197,8 +197,10 @@ def pair(found: Found) -> None:
             ("reason", found["reason"]),
             ("source", end(found["source"])),
             ("destination", end(found["destination"])),
+            *_side_facts(found),
             ("this side", found["side"]),
             ("path", path(found)),
+            ("path loss", on_path_loss(found)),
             ("invalidated", found["invalidated"]),
             ("size", f"{units.format_size(found['size'])}, {counted(found['tracks'], 'track')}"),
             ("invalid", number(found["invalid"])),
@@ -211,6 +213,24 @@ def pair(found: Found) -> None:
             ("rate limit", rate_limit(found)),
         ]
     )
+
+
+def _side_facts(found: Found) -> list[tuple[str, object]]:
+    """What a person decides by where the two volumes may have gone different ways."""
+    sides = found.get("sides")
+    if sides is None:
+        return []
+    told = [(f"at {side}", apart.holds(sides[side], found)) for side in ("source", "destination")]
+    return [
+        *told,
+        ("keep source", apart.resolve(found, "destination")),
+        ("keep destination", apart.resolve(found, "source")),
+    ]
+
+
+def on_path_loss(found: Found) -> str:
+    words = {"continue": f"continue: {apart.CONTINUE}", "stop": f"stop: {apart.STOP}"}
+    return words.get(found.get("on_path_loss") or "", "-")
 
 
 def _progress_facts(found: Found) -> list[tuple[str, object]]:

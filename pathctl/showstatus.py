@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pathctl import show, units
+from pathctl import apart, show, units
 
 Found = dict[str, Any]
 
 MOST = 8  # problems that are told, so that the rest stays on the screen
 COLUMNS = 100
 _WELL = ("Synchronized", "SyncInProg")
+_MORE = "    "  # begins a line that says more of the problem before it
 
 
 def status(answer: Found) -> None:
@@ -17,11 +18,12 @@ def status(answer: Found) -> None:
         print("this host has no name yet: pathctl host init --name NAME --address ADDRESS")
     problems = _problems(answer)
     if host is not None:
-        said = f"{len(problems)} to look at" if problems else "all is well"
+        count = sum(not problem.startswith(_MORE) for problem in problems)
+        said = f"{count} to look at" if problems else "all is well"
         print(f"host {host['name']}, {show.place(host)}: {said}")
     most = MOST if show.is_terminal() else len(problems)
     for problem in problems[:most]:
-        print(f"! {show.clean(problem)}")
+        print(show.clean(problem if problem.startswith(_MORE) else f"! {problem}"))
     if len(problems) > most:
         print(f"! and {len(problems) - most} more")
     for printer, key in ((_peers, "peers"), (_volumes, "volumes"), (_pairs, "pairs")):
@@ -37,6 +39,8 @@ def _problems(answer: Found) -> list[str]:
         name = show.handle(pair)
         if pair["state"] not in _WELL:
             found.append(_fitted(f"pair {name} is {pair['state']}", pair["reason"], f"look with `pathctl why {name}`"))
+            sides = pair.get("sides") or {}
+            found += [f"{_MORE}{apart.end(held)}: {apart.holds(held, pair)}" for held in sides.values()]
         elif show.to_go(pair) == "not converging":
             found.append(f"pair {name} is not converging; look with `pathctl why {name}`")
         elif show.to_go(pair) == "paused" and show.left(pair):
@@ -51,6 +55,7 @@ def _problems(answer: Found) -> list[str]:
         for volume in answer["volumes"]
         if volume["failed"] or (volume["incomplete"] and not volume["pair"])  # paired, it becomes complete
     ]
+    found += [apart.disk(volume) for volume in answer["volumes"] if volume.get("counters", {}).get("read_errors")]
     found += [
         f"peer {peer['name']}: {peer.get('note') or 'not reachable'}"
         for peer in answer["peers"]

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from pathctl import actor, controlclient, copyprogress, pairstate, shapes
+from pathctl import actor, controlclient, copyprogress, pairstate, shapes, units
 from pathctl.node import Node, Recorded
 from pathctl.pairstate import State
 
@@ -26,8 +26,10 @@ _VERBS = {  # steps that a peer's command consists of here
     "pair.finish": "pair.create",
     "pair.undo": "pair.create, which was undone",
     "pair.end": "pair.delete",
+    "pair.resolved": "pair.resolve",
 }
 _CHANGING = ("pair.create", "pair.suspend", "pair.resume", "pair.delete", "pair.set")
+_APART = (State.SPLIT, State.REFUSED)
 _COMMAND = "pathctl {}"
 
 
@@ -59,8 +61,9 @@ def note(node: Node, pair: shapes.Pair, look: int, told: Told | None = None, *, 
 
 
 def _is_meeting(pair: shapes.Pair, known: Recorded) -> bool:
-    """The tenth of a second that the greeting takes after a create or resume is not worth an event."""
-    return pair.state == State.PARTITIONED.value and pair.reason is None and known.state in _ASKED_BEFORE
+    """The tenth of a second that the greeting takes after a create, resume or resolve is not worth an event."""
+    is_begun = known.state in _ASKED_BEFORE or known.state in _APART
+    return pair.state == State.PARTITIONED.value and pair.reason is None and is_begun
 
 
 def _recorded(node: Node, pair: str) -> Recorded:
@@ -107,7 +110,7 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     kind = _ASKED_AFTER.get(State(since))
     if kind is None and known.state is not None:
         since = known.state
-        kind = _ASKED_BEFORE.get(State(since))
+        kind = "pair.resolved" if known.state in _APART else _ASKED_BEFORE.get(State(since))
     found = _asked(node, pair.pair, kind, since) if kind else None
     if found is not None and found.actor != actor.ITSELF:
         return found.actor, _command(found.cause)
@@ -135,7 +138,7 @@ def _cause(pair: shapes.Pair, before: str | None) -> str:
             return "the copy is finished and the destination has confirmed it"
         case State.SYNCHRONIZED | State.SYNC_IN_PROG:
             return f"host {pair.destination.host} accepted the greeting (session {pair.session})"
-        case State.PARTITIONED | State.REFUSED:
+        case State.PARTITIONED | State.SPLIT | State.REFUSED:
             return pair.reason or "the data connection is not there yet"
         case State.CREATING:
             return pair.reason or "the pair is being created"
@@ -196,6 +199,16 @@ def note_path(node: Node, pair: shapes.Pair, status: controlclient.Status, look:
             _record_path(node, pair, "path.refused", None, None, refusal)
         elif before is not None and status.session is None and status.ready:
             _record_path(node, pair, "path.lost", f"session {before}", None, error)
+            if status.on_path_loss == "stop":
+                _record_halt(node, pair, status)
+
+
+def _record_halt(node: Node, pair: shapes.Pair, status: controlclient.Status) -> None:
+    limit_s = status.limits.get("fetch_timeout_s")
+    fail = f"fail after {units.format_duration(limit_s)}" if limit_s else "then fail"
+    where = f"{pair.source.host}:{pair.source.volume}"
+    message = f"host writes to {where} wait for the path and {fail} (--on-path-loss stop)"
+    node.db.record("path.halted", message, **_names(pair))
 
 
 def _record_path(
@@ -213,4 +226,6 @@ def forget_others(node: Node, pairs: set[str]) -> None:
     for pair in node.samples.keys() - pairs:
         del node.samples[pair]
     node.ended_there &= pairs
+    for pair in node.held_there.keys() - pairs:
+        del node.held_there[pair]
     node.copies.forget_others(pairs)

@@ -1,8 +1,8 @@
 """why - what a pair's state means, for somebody who was woken by it.  Pure: facts in, five sentences out.
 
-`situation` finds the first row that fits the facts; SITUATIONS and REFUSALS say what each of them means and what to
-do; what is safe follows from what is left, and where.  A command is named only where it is right as it stands: where
-a person has to decide first, `next` says what about and what the commands for either way are.
+`situation` finds the first row that fits the facts; SITUATIONS (and, for a refusal, refusals) say what each of
+them means and what to do; what is safe follows from what is left, and where.  A command is named only where it is
+right as it stands: where a person has to decide first, `next` says what about and what the commands for either way are.
 """
 
 import enum
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pathctl import shapes, units
+from pathctl import apart, refusals, shapes, units
 
 
 class Situation(enum.Enum):
@@ -25,6 +25,7 @@ class Situation(enum.Enum):
     DOWN = enum.auto()
     SILENT = enum.auto()
     SUSPENDED = enum.auto()
+    SPLIT = enum.auto()
     REFUSED = enum.auto()
     OTHER_PAIR = enum.auto()
     CONNECTING = enum.auto()
@@ -39,6 +40,7 @@ class Situation(enum.Enum):
     COPYING = enum.auto()
     CONFIRMING = enum.auto()
     DEVICE_FAILED = enum.auto()
+    DISK_FAILING = enum.auto()
     SYNCHRONIZED = enum.auto()
 
 
@@ -63,6 +65,9 @@ class Facts(msgspec.Struct, frozen=True):
     fetch_timeout_s: float | None = None
     incomplete: bool | None = None
     device_failed: str | None = None
+    read_errors: int = 0  # of the local volume's disk
+    peer_reads: int = 0  # those of them that were answered with the other side's data
+    repaired_tracks: int = 0
     limit_bytes_s: int | None = None  # in force at the source's data plane: of the pair, or its share of the host's
     actor: str | None = None  # of the last change of state
     cause: str | None = None
@@ -79,8 +84,6 @@ class Text(msgspec.Struct, frozen=True):
 
 _HALF = "pathctl pair delete {volume} --half --dry-run"
 _FREE = " says what that loses{loss}. The same with --yes in place of --dry-run does it."
-_DELETE = "pathctl pair delete {volume} --force --dry-run"
-_DELETES = " says what that loses, the same with --yes in place of --dry-run does it"
 
 SITUATIONS: Mapping[Situation, Text] = {
     Situation.CREATING: Text(
@@ -108,7 +111,7 @@ SITUATIONS: Mapping[Situation, Text] = {
     ),
     Situation.ENDED_THERE: Text(
         "Host {peer} has no such pair any more; this half of it is left over, and nothing is copied.",
-        "Nothing happens by itself. Free this half, the volume stays: the command below" + _FREE,
+        "Nothing happens by itself. Free this half, the volume stays: the command below" + _FREE + "{ways}",
         _HALF,
         cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up anew).",
     ),
@@ -116,10 +119,15 @@ SITUATIONS: Mapping[Situation, Text] = {
         "Volume {volume} on this host has failed: its store or its track table gave an error.",
         "Nothing is repaired by itself, and a failed write or flush is not tried again as if it had not happened. See "
         "what the disk under it says (dmesg, SMART). Then put the data on a good disk: delete the pair (`"
-        + _DELETE
+        + refusals.DELETE
         + "`"
-        + _DELETES
+        + refusals.DELETES
         + "), make a volume there and create the pair anew with the failed side as the invalid one.",
+    ),
+    Situation.SPLIT: Text(
+        "Both volumes may hold data that the other lacks (split brain): nothing is copied, and neither is changed.",
+        "Nothing happens by itself, and no program can decide this.{ways}",
+        cause="Both volumes were written without the other.",
     ),
     Situation.SUSPENDED: Text(
         "The path was made not ready by command: nothing is copied, host writes stay on {source} and are remembered.",
@@ -224,6 +232,17 @@ SITUATIONS: Mapping[Situation, Text] = {
         "what was in a page cache and not flushed is lost.",
         "pathctl attach {volume}",
     ),
+    Situation.DISK_FAILING: Text(
+        "The pair is well, but the disk under volume {volume} on this host fails: {read_errors} reads of it gave an "
+        "error, and {peer_reads} of them were answered with the data of the other side.",
+        "See what the disk says (dmesg, SMART) and put the data on a good one before the other side is lost too: "
+        "delete the pair (`"
+        + refusals.DELETE
+        + "`"
+        + refusals.DELETES
+        + "), make a volume there and create the pair anew with it as the invalid one.",
+        cause="The disk of volume {volume}; {repaired_tracks} tracks were written anew with the other side's data.",
+    ),
     Situation.SYNCHRONIZED: Text(
         "Both volumes hold the same data, and every write goes to both before it is acknowledged.",
         "It stays so until the path is lost or somebody changes it.",
@@ -232,95 +251,6 @@ SITUATIONS: Mapping[Situation, Text] = {
 }
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """`sign` is in the peer's answer (nbdplugin/lineage.py, peer.py)."""
-
-    sign: str
-    next: str
-    command: str | None = None
-
-
-_ANEW = (
-    "Nothing happens by itself. {decide} Then delete the pair (the command below" + _DELETES + ") and create it anew: "
-    "`pathctl pair create {source_at} {destination_at} --invalidate SIDE`."
-)
-_TRIED = "It is tried again every few seconds and goes on by itself once the cause is gone. "
-
-REFUSALS = (
-    Refusal(
-        " version",
-        _TRIED + "Bring both hosts to one version of pathctl. A volume's process goes on with the old one until it is "
-        "started anew: `pathctld --stop-all`, when its devices may be away for a moment, then pathctld again.",
-    ),
-    Refusal(
-        "does not belong to this pair",
-        _ANEW.replace("{decide}", "SIDE is `destination` unless {destination} has the better data."),
-        _DELETE,
-    ),
-    Refusal(
-        "another size or track size",
-        _ANEW.replace("{decide}", "SIDE is `destination`; the sizes must be equal."),
-        _DELETE,
-    ),
-    Refusal("newer session", _TRIED + "The next attempt takes a higher number."),
-    Refusal(
-        "older than what it had confirmed",
-        _ANEW.replace(
-            "{decide}",
-            "{destination} was set back (an old copy of its disk was put in its place), so SIDE is `destination`: "
-            "the data of {source} is the newer.",
-        ),
-        _DELETE,
-    ),
-    Refusal(
-        "incomplete, so it cannot be the copy to fetch from",
-        "Nothing happens by itself. {destination} does not hold all of its data. Delete the pair (the command below"
-        + _DELETES
-        + "); if {source} is complete create it anew with `--invalidate destination`, else bring {destination}'s data "
-        "from where it is complete first.",
-        _DELETE,
-    ),
-    Refusal(
-        "newer data than this volume",
-        _ANEW.replace(
-            "{decide}",
-            "{destination} was written to on its own and has the newer data: SIDE is `source` to keep that, "
-            "`destination` to throw it away.",
-        ),
-        _DELETE,
-    ),
-    Refusal(
-        "written apart",
-        "Nothing happens by itself, and no program can decide this: both volumes were written to without the other "
-        "(split brain). Save what is needed of one side, then delete the pair (`"
-        + _DELETE
-        + "`"
-        + _DELETES
-        + ") and create it anew "
-        "with the side to throw away as `--invalidate`.",
-    ),
-    Refusal(
-        "do not share a history",
-        _ANEW.replace("{decide}", "Look at both volumes: SIDE is the one whose data is thrown away."),
-        _DELETE,
-    ),
-    Refusal("not one of this protocol", _TRIED + "Bring both hosts to one version of pathctl."),
-    Refusal(
-        "No space left",
-        _TRIED + "Make room on the file system of {destination} at host {destination_host}.",
-    ),
-    Refusal(
-        "Input/output error",
-        "It is tried again every few seconds. The disk of {destination} gives errors: look at it on "
-        "{destination_host} (dmesg, SMART); if it is broken, delete the pair (`"
-        + _DELETE
-        + "`"
-        + _DELETES
-        + ") and create it with "
-        "a volume on a good one.",
-    ),
-    Refusal("", _TRIED + "See the log of {destination} on {destination_host}."),
-)
 _HALF_DEAF = (
     " But pathctld on host {peer} does not answer: data goes on without it, commands need it. See on {peer} that it "
     "runs, and that its port (7630 unless set otherwise) is let through."
@@ -340,6 +270,8 @@ def situation(facts: Facts) -> Situation:
         return Situation.CREATING_AWAY if is_away else Situation.CREATING
     if pair.state == "Deleting":
         return Situation.DELETING_AWAY if is_away else Situation.DELETING
+    if pair.state == "Split" and facts.failed is None and facts.silent is None:
+        return Situation.SPLIT
     if facts.is_ended_there:
         return Situation.ENDED_THERE
     if facts.failed is not None:
@@ -356,7 +288,14 @@ def situation(facts: Facts) -> Situation:
         case "SyncInProg":
             return _why_copying(facts)
         case _:
-            return Situation.DEVICE_FAILED if facts.device_failed else Situation.SYNCHRONIZED
+            return _why_well(facts) or Situation.SYNCHRONIZED
+
+
+def _why_well(facts: Facts) -> Situation | None:
+    """What is wrong beside the pair itself."""
+    if facts.device_failed:
+        return Situation.DEVICE_FAILED
+    return Situation.DISK_FAILING if facts.read_errors else None
 
 
 def _why_apart(facts: Facts) -> Situation:
@@ -381,27 +320,53 @@ def _why_copying(facts: Facts) -> Situation:
         return Situation.PAUSED_HOST
     if pair.progress is not None and pair.progress.converging is False:
         return Situation.STUCK
-    return Situation.DEVICE_FAILED if facts.device_failed else Situation.COPYING
+    return _why_well(facts) or Situation.COPYING
 
 
 def explain(facts: Facts) -> shapes.Why:
     """All that is to be said of the pair."""
     found, names = situation(facts), _names(facts)
     if found is Situation.REFUSED:
-        refusal = find_refusal(facts.link_error or facts.pair.reason or "")
+        refusal = refusals.find(facts.link_error or facts.pair.reason or "")
         text = Text(_REFUSED, refusal.next, refusal.command, "{destination} refuses the path.")
+        if refusal.decide is not None and facts.pair.sides is not None:
+            text = Text(_REFUSED, f"Nothing happens by itself. {refusal.decide}{{ways}}", None, text.cause)
     else:
         text = SITUATIONS[found]
     return shapes.Why(
         pair=facts.pair.pair,
         state=facts.pair.state,
         since=facts.pair.since,
-        meaning=text.meaning.format_map(names),
+        meaning=text.meaning.format_map(names) + _halted(facts, names),
         cause=_cause(facts, found) or (text.cause or "The cause is not known.").format_map(names),
-        safe=_safe(facts, found, names),
+        safe=_safe(facts, found, names) + _stopping(facts),
         next=text.next.format_map(names) + (_HALF_DEAF.format_map(names) if _is_half_deaf(facts, found) else ""),
         command=None if text.command is None else text.command.format_map(names),
     )
+
+
+_APART = ("Partitioned", "Split", "Refused")
+
+
+def _is_halted(facts: Facts) -> bool:
+    """Host writes wait now."""
+    return facts.pair.on_path_loss == "stop" and facts.pair.state in _APART
+
+
+def _halted(facts: Facts, names: dict[str, str]) -> str:
+    if not _is_halted(facts):
+        return ""
+    limit = units.format_duration(facts.fetch_timeout_s) if facts.fetch_timeout_s else "data.fetch_timeout_s"
+    return (
+        f" Host writes to {names['source']} wait for the path and fail after {limit}, as the pair has --on-path-loss "
+        f"stop; `pathctl pair set {names['volume']} --on-path-loss continue` lets them go on, and the copies part."
+    )
+
+
+def _stopping(facts: Facts) -> str:
+    """What is going to be if the path is lost."""
+    is_up = facts.pair.on_path_loss == "stop" and facts.pair.state in ("Synchronized", "SyncInProg")
+    return f" Policy stop: {apart.STOP}." if is_up else ""
 
 
 def _is_half_deaf(facts: Facts, found: Situation) -> bool:
@@ -413,10 +378,6 @@ def _is_half_deaf(facts: Facts, found: Situation) -> bool:
         Situation.STUCK,
         Situation.SYNCHRONIZED,
     )
-
-
-def find_refusal(reason: str) -> Refusal:
-    return next(refusal for refusal in REFUSALS if refusal.sign in reason)
 
 
 def _names(facts: Facts) -> dict[str, str]:
@@ -447,6 +408,11 @@ def _names(facts: Facts) -> dict[str, str]:
         "heard": "" if facts.heard_s is None else f" Nothing came from it for {units.format_duration(facts.heard_s)}.",
         "heard_s": "a moment" if (facts.heard_s or 0) < 2 else units.format_duration(facts.heard_s or 0),
         "loss": _loss(facts, destination),
+        "ways": _ways(facts),
+        "read_errors": str(facts.read_errors),
+        "peer_reads": str(facts.peer_reads),
+        "repaired_tracks": str(facts.repaired_tracks),
+        "usable": "can be read, while writes wait" if _is_halted(facts) else "can be used",
         "left": _tracks(pair, (pair.invalid or 0) + (pair.owed or 0)),
         "rate": "at a rate not known yet" if rate is None else f"at {units.format_size(rate)}/s",
         "eta": "It ends by itself; how long it takes is not known yet."
@@ -458,6 +424,15 @@ def _names(facts: Facts) -> dict[str, str]:
         if facts.incomplete
         else "",
     }
+
+
+def _ways(facts: Facts) -> str:
+    """Either way to resolve the pair, where there is one."""
+    if facts.pair.sides is None:
+        return ""
+    said = apart.ways_out(msgspec.to_builtins(facts.pair))
+    away = f" Host {facts.peer} has to be reachable for it." if facts.is_reachable is False else ""
+    return f" Whose data is kept is yours to say: {said}{away}"
 
 
 def _loss(facts: Facts, destination: str) -> str:
@@ -493,6 +468,8 @@ def _causes(facts: Facts, found: Situation) -> tuple[str | None, ...]:
             return facts.note, facts.peer_note, f"host {facts.peer} does not answer"
         case Situation.SUSPENDED | Situation.CREATING | Situation.DELETING:
             return (_by_whom(facts),)
+        case Situation.SPLIT:
+            return reason, facts.link_error
         case Situation.REFUSED | Situation.LINK_DOWN:
             return facts.link_error, reason
         case Situation.PEER_DOWN:
@@ -559,7 +536,7 @@ def _whole_here(facts: Facts) -> str:
 
 def _reading(facts: Facts) -> str:
     """Whether the source can be used, of which something is only at the destination."""
-    limit = units.format_duration(facts.fetch_timeout_s) if facts.fetch_timeout_s else "data.fetch_timeout_s, 30s"
+    limit = units.format_duration(facts.fetch_timeout_s) if facts.fetch_timeout_s else "data.fetch_timeout_s, 10m00s"
     if facts.pair.state in ("SyncInProg", "Synchronized"):
         return (
             f"All of it can be read and written while the path is there; without, reading those waits ({limit}) and "
@@ -571,6 +548,11 @@ def _reading(facts: Facts) -> str:
 def _safe_left(facts: Facts, names: dict[str, str]) -> str:
     """By what is left: both tables are the source's, which knows."""
     pair = facts.pair
+    if pair.sides is not None:
+        return (
+            "Neither is changed, and nothing is lost by waiting; what is still written to either is what the other "
+            f"lacks, too. {apart.both(msgspec.to_builtins(pair))}"
+        )
     source, destination = names["source"], names["destination"]
     if pair.invalid is None or pair.owed is None:
         return "How much is left is not known; delete neither volume."
@@ -586,9 +568,10 @@ def _safe_left(facts: Facts, names: dict[str, str]) -> str:
         )
     if pair.owed:
         return (
-            f"{source} is complete and can be used. {destination} lacks {_tracks(pair, pair.owed)} and must not be "
-            f"used yet: until they are copied, {source} is the only good copy."
+            f"{source} is complete and {names['usable']}. {destination} lacks {_tracks(pair, pair.owed)} and must not "
+            f"be used yet: until they are copied, {source} is the only good copy."
         )
     if pair.state == "Synchronized":
         return "Either host may fail now and the data is complete on the other."
-    return f"Nothing is known to differ: {source} is complete and can be used, {destination} has all that was copied."
+    whole = f"{source} is complete and {names['usable']}"
+    return f"Nothing is known to differ: {whole}, {destination} has all that was copied."

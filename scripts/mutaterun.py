@@ -67,7 +67,7 @@ MUTATIONS = (
         "the source connection is not entered in its host's table",
         (3, 15, 27, 36),
         "pathctl/pairsteps.py",
-        'row = msgspec.structs.replace(_new_row(body, peer, "source", None), copy_rate_bytes_s=rate_bytes_s)',
+        'row = _new_row(body, peer, "source", None)',
         "return",
     ),
     Mutation(

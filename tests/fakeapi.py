@@ -150,6 +150,7 @@ ANSWERS: dict[str, Given] = {
     "pair.suspend": {"pair": PAIR},
     "pair.resume": {"pair": PAIR},
     "pair.set": {"pair": PAIR},
+    "pair.resolve": {"pair": PAIR, "resolved": {"discarded": "source", "steps": [{"step": "commit", "ms": 1.5}]}},
     "pair.delete": {"pair": PAIR},
     "pair.why": {"why": WHY},
     "events.list": {"events": [EVENT]},

@@ -22,6 +22,7 @@ PAIR_CREATE: Json = {
     "attach": False,
     "force": False,
     "copy_rate_bytes_s": None,
+    "on_path_loss": None,
     "dry_run": False,
 }
 EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait_s": 0}
@@ -72,7 +73,7 @@ EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait
         ("pair create v beta:w --invalidate source --yes", "pair.create", PAIR_CREATE),
         (
             "pair create v beta:w --invalidate destination --first destination --create --size 1G --track-size 1M \
---attach --force --copy-rate 0 --yes",
+--attach --force --copy-rate 0 --on-path-loss stop --yes",
             "pair.create",
             PAIR_CREATE
             | {
@@ -84,6 +85,7 @@ EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait
                 "attach": True,
                 "force": True,
                 "copy_rate_bytes_s": 0,
+                "on_path_loss": "stop",
             },
         ),
         ("pair list", "pair.list", {}),
@@ -102,6 +104,12 @@ EVENTS: Json = {"after_id": 0, "since": None, "pair": None, "limit": 1000, "wait
         ),
         ("pair set v --copy-rate 50M", "pair.set", {"pair": "v", "copy_rate_bytes_s": 50 << 20}),
         ("pair set v --copy-rate none", "pair.set", {"pair": "v", "copy_rate_bytes_s": None}),
+        ("pair set v --on-path-loss stop", "pair.set", {"pair": "v", "on_path_loss": "stop"}),
+        (
+            "pair resolve v --discard source --force --yes",
+            "pair.resolve",
+            {"pair": "v", "discard": "source", "force": True, "dry_run": False},
+        ),
         ("connection list", "connection.list", {}),
         ("attach v", "attach", {"volume": "v"}),
         ("detach v", "detach", {"volume": "v"}),
@@ -171,6 +179,7 @@ def test_events_that_are_followed_begin_with_the_last_ten(
 LOSERS = [
     ("pair create v beta:w --invalidate source", "pair.create"),
     ("pair delete v --force", "pair.delete"),
+    ("pair resolve v --discard destination", "pair.resolve"),
     ("volume delete v", "volume.delete"),
     ("volume accept v", "volume.accept"),
 ]
@@ -268,6 +277,9 @@ def test_an_answer_that_is_none_is_an_internal_error(
         ("volume create v --size 10X", "is no size"),
         ("pair set v --copy-rate fast", "is no rate"),
         ("pair set v", "Missing option"),
+        ("pair set v --on-path-loss panic", "'panic' is not one of 'continue', 'stop'"),
+        ("pair resolve v", "Missing option"),
+        ("pair resolve v --discard both", "'both' is not one of 'source', 'destination'"),
         ("pair create v w --invalidate both", "is not one of"),
         ("pair wait v --for asleep", "is not one of"),
         ("pair create v beta:w", "Missing option '--invalidate': it is one of source, destination; look with"),

@@ -48,7 +48,7 @@ def test_two_hosts_use_the_newest_version_that_both_speak_or_none(
 
 
 def test_the_first_version_announces_nothing_and_knows_no_newer_verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert protocol.headers() == {"Pathctl-Protocol": "1-2"}
+    assert protocol.headers() == {"Pathctl-Protocol": "1-3"}
     assert all(protocol.knows(verb) for verb in (*protocol.SINCE, "ping"))
     monkeypatch.setenv("PATHCTL_PROTOCOL", "1-1")
     assert protocol.headers() == {}

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from nbdplugin import lineage
-from pathctl import cli, shapes, why
+from pathctl import cli, refusals, shapes, why
 from pathctl.why import Facts, Situation
 
 PAIR = shapes.Pair(
@@ -44,6 +44,10 @@ COPY = shapes.Progress("c", 1.7e9, 16384, 0, 10000, 6384, 61.0, 50 << 20, 8.0, T
 STATES = get_args(get_type_hints(shapes.Pair)["state"])
 LEFT = {"owed": 6384, "direction": "to_destination", "progress": COPY}
 REFUSED = "the peer refuses the path: "
+SIDES = shapes.Sides(
+    shapes.Held("alpha", "va", 1.7e9, 17, "a" * 36, incomplete=False, in_use=True, device="/dev/loop0", ended=False),
+    shapes.Held("beta", "vb", 1.71e9, None, "b" * 36, incomplete=True, in_use=False, ended=True),
+)
 
 
 def make(changes: dict[str, Any] | None = None, **facts: Any) -> Facts:
@@ -105,6 +109,11 @@ TABLE = [
     ),
     (make({"state": "Refused"}, is_ended_there=True), Situation.ENDED_THERE, HALF),
     (make({"state": "Refused"}, link_error=f"{REFUSED}written apart"), Situation.REFUSED, None),
+    (make({"state": "Refused", "sides": SIDES}, is_ended_there=True), Situation.ENDED_THERE, HALF),
+    (make({"state": "Refused", "sides": SIDES}, link_error=f"{REFUSED}written apart"), Situation.REFUSED, None),
+    (make({"state": "Split", "sides": SIDES}, is_ended_there=True), Situation.SPLIT, None),
+    (make({"state": "Split", "sides": SIDES, "side": "destination"}), Situation.SPLIT, None),
+    (make({"state": "Split", "sides": SIDES}, failed="a sync failed"), Situation.FAILED, None),
     (make({"state": "SyncInProg", **LEFT}), Situation.COPYING, None),
     (make({"state": "SyncInProg", **LEFT}, copy_error="a write failed"), Situation.COPY_FAILING, None),
     (
@@ -128,6 +137,9 @@ TABLE = [
     (make({"state": "SyncInProg", **LEFT}, failed="a sync failed"), Situation.FAILED, None),
     (make(), Situation.SYNCHRONIZED, None),
     (make(device_failed="its process has ended"), Situation.DEVICE_FAILED, "pathctl attach va"),
+    (make(device_failed="its process has ended", read_errors=1), Situation.DEVICE_FAILED, "pathctl attach va"),
+    (make(read_errors=3, peer_reads=3, repaired_tracks=2), Situation.DISK_FAILING, None),
+    (make({"state": "SyncInProg", **LEFT}, read_errors=3), Situation.DISK_FAILING, None),
 ]
 
 
@@ -179,6 +191,9 @@ def test_whatever_is_the_case_all_of_it_is_said_in_whole_sentences() -> None:
     lefts: list[dict[str, Any]] = [
         {},
         LEFT,
+        {"sides": SIDES, "on_path_loss": "stop"},
+        {"sides": shapes.Sides(SIDES.source, shapes.Held("beta", "vb")), "on_path_loss": "continue"},
+        {"on_path_loss": "stop", "owed": 7},
         {"invalid": 5},
         {"invalid": 5, "owed": 2, "progress": COPY},
         {"invalid": None, "owed": None, "progress": None, "since": None},
@@ -213,7 +228,7 @@ def test_whatever_is_the_case_all_of_it_is_said_in_whole_sentences() -> None:
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_every_refusal_of_a_greeting_is_known_and_told_what_to_do_about(verdict, side) -> None:
     reason = f"{REFUSED}{lineage.SENTENCES[verdict]}"
-    assert why.find_refusal(reason).sign, "known by name, not just as some refusal"
+    assert refusals.find(reason).sign, "known by name, not just as some refusal"
     found = why.explain(make({"state": "Refused", "side": side, "reason": reason, **LEFT}, link_error=reason))
     check(found)
     for text in commands(found):
@@ -223,8 +238,38 @@ def test_every_refusal_of_a_greeting_is_known_and_told_what_to_do_about(verdict,
         assert found.command is None, "whose data is kept is decided by a person"
 
 
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("state", ["Split", "Refused"])
+def test_of_a_pair_that_can_be_resolved_both_sides_and_both_ways_are_told(state, side) -> None:
+    reason = f"{REFUSED}{lineage.SENTENCES[lineage.Verdict.PEER_AHEAD]}"
+    found = why.explain(make({"state": state, "side": side, "reason": reason, "sides": SIDES}))
+    assert "alpha:va: last written 2023-11-14 22:13:20 UTC" in found.safe
+    assert "17 of 16384 tracks (1M) are owed to the other" in found.safe
+    assert "in use (/dev/loop0)" in found.safe
+    assert "beta:vb: last written 2024-03-09 16:00:00 UTC" in found.safe
+    assert "its half of the pair was ended" in found.safe
+    name = "va" if side == "source" else "vb"
+    for lost in ("source", "destination"):
+        assert f"pathctl pair resolve {name} --discard {lost} --dry-run" in commands(found)
+    assert found.command is None, "whose data is kept is decided by a person"
+    assert "pair create" not in found.next
+
+
+def test_what_the_policy_stop_does_is_told_before_and_while_it_does() -> None:
+    assert "Policy stop: host writes wait and then fail while" in why.explain(make({"on_path_loss": "stop"})).safe
+    halted = make({"state": "Partitioned", "on_path_loss": "stop"}, link_error="no route", fetch_timeout_s=600.0)
+    found = why.explain(halted)
+    assert "Host writes to alpha:va wait for the path and fail after 10m00s" in found.meaning
+    assert "`pathctl pair set va --on-path-loss continue` lets them go on" in found.meaning
+    assert "alpha:va is complete and can be read, while writes wait" in found.safe
+    for other in ({"on_path_loss": "continue"}, {}, {"on_path_loss": "stop", "state": "Suspended"}):
+        said = why.explain(make({"state": "Partitioned", **other}, link_error="no route"))
+        assert "wait for the path" not in said.meaning
+        assert "Policy stop" not in said.safe
+
+
 def test_refusals_differ_from_each_other() -> None:
-    found = [why.find_refusal(text).sign for text in lineage.SENTENCES.values()]
+    found = [refusals.find(text).sign for text in lineage.SENTENCES.values()]
     assert len(set(found)) == len(found)
     versions = lineage.explain_versions(lineage.Versions(3, 4), lineage.Versions(1, 2))
     assert "one version" in why.explain(make({"state": "Refused", "reason": versions})).next
