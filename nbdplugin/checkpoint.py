@@ -7,7 +7,7 @@ durable on both sides (checkpoint), or at once together with its reason (settle)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Set
+from collections.abc import Set
 
 from nbdplugin import actions
 from nbdplugin.actions import Flow
@@ -121,18 +121,18 @@ def settle(core: Core, span: Span) -> Flow[None]:
         core.is_settling = True
         try:
             batch, core.to_settle = core.to_settle, []
+            masks = core.table.get_clear_mask(batch)  # before the sync, which does not cover what is fetched after it
             turn = core.turn
             yield from core.sync_store()
-            yield from core.write_table(functools.partial(_build_settled, core, batch, turn))
+            yield from core.write_table(functools.partial(_build_settled, core, masks, turn))
         finally:
             core.is_settling = False
             core.wake_all("settle")
 
 
-def _build_settled(core: Core, batch: Iterable[Span], turn: int) -> Change | None:
+def _build_settled(core: Core, masks: dict[int, Bits], turn: int) -> Change | None:
     if core.turn != turn:  # a session ended meanwhile: sync once more, what is clear now may be younger
         return None
-    masks = core.table.get_clear_mask(batch)
     return core.table.build_change(masks, masks, header=False)
 
 

@@ -96,12 +96,23 @@ def decode_header(payload: bytes) -> Header:
         fields: dict[str, Any] = json.loads(payload)
         fields["planes"] = {name: Fill(bool(f["value"]), int(f["since"])) for name, f in fields["planes"].items()}
         header = Header(**fields)
+        for field in dataclasses.fields(Header):
+            _check_kind(field.name, getattr(header, field.name), str(field.type))
         uuid.UUID(header.volume)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TableDamaged(f"the metadata header cannot be read ({error})") from None
     if set(header.planes) != set(layout.PLANES):
         raise TableDamaged(f"the metadata holds the planes {sorted(header.planes)}, not {sorted(layout.PLANES)}")
     return header
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Raises TypeError unless the value is of the kind that the field `name` of Header is annotated with."""
+    is_list = kind.startswith("list[")
+    kinds = kind.removeprefix("list[").rstrip("]").replace("None", "NoneType").split(" | ")
+    items = value if is_list else [value]
+    if name != "planes" and (type(items) is not list or not all(type(item).__name__ in kinds for item in items)):
+        raise TypeError(f"{name} is {value!r}")
 
 
 class Bits(NamedTuple):
@@ -244,12 +255,12 @@ class Table:
         return noted
 
     def get_clear_mask(self, spans: Iterable[Span]) -> dict[int, Bits]:
-        """Masks that allow the invalid bits of these spans to be cleared on disk, nothing else."""
+        """Masks that allow the invalid bits of these spans' valid tracks to be cleared on disk, nothing else."""
         masks: dict[int, int] = {}
         for span in spans:
             for page, low, count in self._get_parts(span):
                 masks[page] = masks.get(page, 0) | ((1 << count) - 1) << low
-        return {page: Bits(mask, 0) for page, mask in masks.items()}
+        return {page: Bits(mask & ~self._get_memory(page).invalid, 0) for page, mask in masks.items()}
 
     def get_pages(self, spans: Iterable[Span]) -> set[int]:
         return {page for span in spans for page, _, _ in self._get_parts(span)}
