@@ -287,6 +287,7 @@ class World(Client, Operator, Faults):
         raise Violation(f"not settled after {SETTLE_STEPS} steps: {self.get_states()} {self._list_waiting()}")
 
     def _mend(self) -> None:
+        self.machine.reset_deaf()
         if self.core is not None and self.core.failed is not None:
             self.kill(A)
         if self.target is not None and self.target.failed is not None:
