@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nbdplugin import layout, tracks
-from nbdplugin.errors import BadRequest, StoreFailed, TableDamaged
+from nbdplugin import geometry, layout, tracks
+from nbdplugin.errors import BadRequest, PathError, StoreFailed, TableDamaged
 from nbdplugin.layout import Page
 from nbdplugin.tracks import Change, Header, Table
 
@@ -94,12 +94,16 @@ class MetaFile:
             self._fd = os.open(path, (os.O_RDWR if is_writer else os.O_RDONLY) | os.O_CLOEXEC)
         except OSError as error:
             raise BadRequest(f"the metadata file {path} cannot be opened: {error.strerror}") from None
-        if is_writer:
-            self._lock()
         try:
+            if is_writer:
+                self._lock()
             self.table = self._load()
         except OSError as error:
+            os.close(self._fd)
             raise TableDamaged(f"the metadata file {path} cannot be read: {error.strerror}") from None
+        except PathError:
+            os.close(self._fd)
+            raise
 
     def _lock(self) -> None:
         end = time.monotonic() + _LOCK_WAIT_S
@@ -123,7 +127,7 @@ class MetaFile:
                 f"both copies of the header of {self.path} are bad; delete the volume's pair, move the file away and "
                 "create the volume anew over its backing"
             )
-        table = Table(tracks.decode_header(page.payload), page.sequence)
+        table = self._make_table(page)
         if os.fstat(self._fd).st_size < layout.get_file_size(table.geometry.tracks):
             raise TableDamaged(f"{self.path} is shorter than the table of its volume")
         offsets = [layout.get_header_offset(copy) for copy in (0, 1)]
@@ -135,6 +139,19 @@ class MetaFile:
             raise TableDamaged(f"{lost} pages of {self.path} that were written are empty in both copies; {_REBUILD}")
         if self._is_writer:
             self._repair(repairs)
+        return table
+
+    def _make_table(self, page: Page) -> Table:
+        header = tracks.decode_header(page.payload)
+        try:
+            geometry.check(header.size, header.track_size)
+        except BadRequest as error:
+            raise TableDamaged(f"the metadata file {self.path} makes no sense: {error}") from None
+        table = Table(header, page.sequence)
+        if not all(0 <= extent < table.geometry.extents for extent in header.active):
+            raise TableDamaged(
+                f"the metadata file {self.path} makes no sense: it names extents beyond the volume's end"
+            )
         return table
 
     def _load_page(self, table: Table, index: int, repairs: list[tuple[bytes, int]]) -> Page:

@@ -1,8 +1,8 @@
-"""powerloss - power lost at every point of real runs: `python -m live.powerloss` in tests/, or scripts/power-loss.
+"""powerloss - power lost at every point of real runs: scripts/power-loss.
 
 Each run is recorded once, and then every sync point of it and torn states before each are looked at; of some, real
 processes are started on both images.  Prints the seed of each run: `--seed` does it again, though not to the byte,
-for a real run has its own timing; the record is kept with `--keep`.
+for a real run has its own timing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def main() -> int:
     options = parser.parse_args()
     figures, start = Figures(), time.monotonic()
     for number in range(options.runs):
-        seed, invalid = options.seed + number, INVALID[number % 2]
+        seed = options.seed + number
+        invalid = INVALID[seed % 2]
         print(f"power-loss: run with seed {seed}, {invalid} invalid", flush=True)
         with tempfile.TemporaryDirectory(prefix="pl.") as name:
             ran = PowerRun(Path(name), seed, invalid, options.faults).run()

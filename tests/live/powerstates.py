@@ -111,7 +111,7 @@ class Replay:
     def walk(self, share: float, most_torn: int, only: str | None = None) -> Iterator[State]:
         """At each sync point, and `most_torn` more before it; `share` of all (of file `only`) are looked at."""
         for number, entry in enumerate(self._entries):
-            disk = self._disks.get(entry.name)
+            disk = self._disks.get(entry.name.removesuffix(".new"))  # a metadata file before it has its name
             if disk is None:
                 continue
             is_point = entry.kind == SYNC and entry.stamp_ns > self._begun_ns and only in (None, entry.name)
