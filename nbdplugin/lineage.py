@@ -174,7 +174,7 @@ def get_kinship(
         return Kinship.PEER_BEHIND
     if ours in their_line:
         return Kinship.BOTH_MOVED if differs else Kinship.PEER_AHEAD
-    return Kinship.UNRELATED
+    return Kinship.UNRELATED if set(our_line).isdisjoint(their_line) else Kinship.BOTH_MOVED
 
 
 _REFUSED = {

@@ -101,6 +101,10 @@ class Link:
             self._hurry.set()
             self._wanted.set()
 
+    def forget_refusal(self) -> None:
+        """A command has removed its cause."""
+        self.state, self.verdict, self.peer_last_write = "connecting", None, None
+
     def greet(self, pair: str, discard: str | None = None) -> tuple[int, tuple[str, ...]]:
         """Once, before the pair is committed; remembers the peer's lineage for the commit.
 

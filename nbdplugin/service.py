@@ -205,7 +205,9 @@ class HostService:
         if self.core.table.header.operation != operation:
             session, line = self.link.greet(pair, discard)
             clients = (lambda: 0) if is_forced else (lambda: self.clients)
-            self._run(modes.resolve(self.core, operation, pair, discard, clients, line, session))
+            self.engine.run(modes.resolve(self.core, operation, pair, discard, clients, line, session))
+            self.link.forget_refusal()
+            self.link.poke()
         return self.get_status()
 
     def _link(self, request: dict[str, Any]) -> dict[str, Any]:

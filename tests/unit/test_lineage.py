@@ -51,7 +51,7 @@ CASES = {
     "the peer ahead": ({}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.PEER_AHEAD),
     "both moved": ({"differs": True}, {"generation": "g3", "ancestors": ("g2",)}, Verdict.BOTH_MOVED),
     "no common history": ({}, {"generation": "x2", "ancestors": ("x1",)}, Verdict.UNRELATED),
-    "a common ancestor only": ({}, {"generation": "g9", "ancestors": ("g1",)}, Verdict.UNRELATED),
+    "a common ancestor only": ({}, {"generation": "g9", "ancestors": ("g1",)}, Verdict.BOTH_MOVED),
     "incomplete, to be fetched from": (
         {"committed": False, "invalidate": "source"},
         {"incomplete": True},
@@ -97,7 +97,7 @@ def test_kinship_is_what_the_design_says(case: tuple[str, str, str, str, bool]) 
         expected = Kinship.PEER_BEHIND
     elif ours in set(their_line) and not differs:
         expected = Kinship.PEER_AHEAD
-    elif ours in set(their_line):
+    elif ours in set(their_line) or set(our_line) & set(their_line):
         expected = Kinship.BOTH_MOVED
     else:
         expected = Kinship.UNRELATED
