@@ -27,6 +27,8 @@ class Versions(NamedTuple):
 
 
 SPOKEN = Versions(1, 2)
+ANCESTORS = 8  # how many a volume remembers
+NAME_MOST = 64
 MALFORMED = "malformed"  # the answer to what is no greeting
 
 
@@ -135,6 +137,17 @@ def parse_greeting(fields: Any, spoken: Versions = SPOKEN) -> Greeting | None:
         return None
     known = {name: fields[name] for name in kinds}
     return Greeting(**known | {"ancestors": tuple(fields["ancestors"]), "oldest": oldest})
+
+
+def is_name(value: Any) -> bool:
+    """Whether it may be a generation or an epoch: some text of ours, and short enough to be kept in a header."""
+    return isinstance(value, str) and 0 < len(value) <= NAME_MOST
+
+
+def parse_line(generation: Any, ancestors: Any) -> tuple[str, ...] | None:
+    """A generation and its ancestors as a peer sent them, or None; nothing in it is trusted."""
+    line = [generation, *ancestors] if isinstance(ancestors, list) else []
+    return tuple(line) if 0 < len(line) <= ANCESTORS + 1 and all(map(is_name, line)) else None
 
 
 def get_common(one: Versions, other: Versions) -> int | None:

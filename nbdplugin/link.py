@@ -119,10 +119,9 @@ class Link:
             except OldSession:
                 greeting, meta, answer = self._greet(discard)
             meta.shut()
-            line = answer.get("ancestors")
-            if not isinstance(answer.get("generation"), str) or not isinstance(line, list):
-                raise PeerLost("the peer's answer has no lineage")
-            found = answer["generation"], *map(str, line)
+            found = lineage.parse_line(answer.get("generation"), answer.get("ancestors"))
+            if found is None:
+                raise PeerRefused("the peer's answer has no lineage")
             self._peer_line = greeting.pair, found
             return greeting.session, found
 
@@ -233,7 +232,7 @@ class Link:
         except PathError:
             meta.shut()
             raise
-        if answer.get("verdict") == Verdict.ACCEPTED.value:
+        if answer.get("verdict") == Verdict.ACCEPTED.value and lineage.is_name(answer.get("epoch")):
             return greeting, meta, answer
         meta.shut()
         self._refuse(greeting, answer)
@@ -248,7 +247,9 @@ class Link:
                 header.session = max(header.session, min(answer["session"], header.session + SESSION_JUMP_MOST))
             raise OldSession("the peer has seen a newer session; the next attempt takes a higher number")
         if verdict == "busy":
-            raise PeerLost(str(answer.get("message")))
+            raise PeerLost(str(answer.get("message"))[:_MESSAGE_MOST])
+        if verdict == Verdict.ACCEPTED.value:
+            raise PeerRefused("the peer's answer has no epoch")
         if verdict == lineage.MALFORMED:
             raise PeerRefused(lineage.explain_versions(greeting.versions, Versions(1, 1)))
         self.verdict = verdict if verdict in list(Verdict) else None

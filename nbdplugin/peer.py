@@ -193,7 +193,7 @@ class Connection:
         length = _LENGTH.unpack_from(reply)[0]
         try:
             answer = json.loads(reply[_LENGTH.size : _LENGTH.size + length])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise PeerLost("the peer's answer to a message is not JSON") from None
         if not isinstance(answer, dict):
             raise PeerLost("the peer's answer to a message is not an object")
@@ -252,7 +252,7 @@ class Pool:
             self._opened += 1
         try:
             return self._open_one()
-        except PeerLost:
+        except (PeerLost, PeerRefused):
             with self._change:
                 self._opened -= 1
                 self._change.notify()

@@ -35,6 +35,7 @@ from nbdplugin.volume import Volume
 
 T = TypeVar("T")
 DRAINED_S = 10.0
+TELL_AGAIN_S = 600.0
 HEARD_SPARE_S = 2.0  # what a source that is there may be late
 SAVE_CLOCK_S = 30
 _LENGTH = struct.Struct(">I")
@@ -299,7 +300,11 @@ class DataExport:
 
     def _run(self, flow: actions.Flow[T]) -> T:
         self._owner.hear()
-        return self._owner.engine.run(_fence(self._target, self._pair, flow))
+        try:
+            return self._owner.engine.run(_fence(self._target, self._pair, flow))
+        except SessionOver:
+            self._owner.tell_refused("requests of a session that is over come in and are refused")
+            raise
 
     def read(self, buf: memoryview, offset: int) -> None:
         buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
@@ -349,7 +354,7 @@ class MetaExport:
             raise BadRequest("a message is its length and JSON, written at offset 0")
         try:
             message = json.loads(raw[_LENGTH.size :])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRequest("a message is JSON") from None
         answer = json.dumps(self._answer(message)).encode()
         self._reply = (_LENGTH.pack(len(answer)) + answer).ljust(META_REPLY, b"\0")
@@ -362,6 +367,8 @@ class MetaExport:
             if answer["verdict"] == "accepted":
                 self._session, self._pair = message["session"], message["pair"]
                 self._owner.note_heard()
+            elif answer["verdict"] != "busy":
+                self._owner.tell_refused(f"a greeting is refused ({answer['verdict']})")
             return answer
         self._owner.hear()
         try:
@@ -405,6 +412,7 @@ class PeerService:
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
         self._heard_at: float | None = None
+        self._told: dict[str, float] = {}
         self._clock = WriteClock(meta.table.header)
         self._control = Control(
             params.control,
@@ -430,6 +438,13 @@ class PeerService:
         if is_known and parts[2].isdigit() and len(parts[2]) < 20 and parts[3] in ("host", "copy"):
             return DataExport(self, int(parts[2]), parts[3] == "host")
         raise BadRequest(f"there is no export {name[:80]!r} here")
+
+    def tell_refused(self, what: str) -> None:
+        """Of each kind one line in a while, however often it comes."""
+        now = time.monotonic()
+        if now - self._told.get(what, -TELL_AGAIN_S) >= TELL_AGAIN_S:
+            self._told[what] = now
+            log.warning("volume %s: %s", self.params.volume, what)
 
     def note_heard(self) -> None:
         """A greeting was accepted."""

@@ -13,7 +13,7 @@ from nbdplugin import actions, lineage
 from nbdplugin.actions import Data, Flow, Patience, Wait, Waiter
 from nbdplugin.errors import PathError, PeerRefused, Refused, SessionOver, StoreFailed, VolumeFailed
 from nbdplugin.lineage import Facts, Greeting, Verdict
-from nbdplugin.tracks import ANCESTORS, Change, Table
+from nbdplugin.tracks import Change, Table
 
 
 class Target:
@@ -216,14 +216,13 @@ class Target:
             yield from self._write_header()
 
     def _complete(self, message: dict[str, Any]) -> Flow[None]:
-        generation, ancestors = message.get("generation"), message.get("ancestors")
-        line = [generation, *ancestors] if isinstance(ancestors, list) else []
-        if not 0 < len(line) <= ANCESTORS + 1 or not all(isinstance(item, str) and len(item) <= 64 for item in line):
+        line = lineage.parse_line(message.get("generation"), message.get("ancestors"))
+        if line is None:
             raise PeerRefused("a complete message without a lineage")
         yield from self._sync()
         header = self.table.header
         was_pushed, header.incomplete = header.incomplete, False
-        header.generation, header.ancestors = line[0], line[1:]
+        header.generation, header.ancestors = line[0], list(line[1:])
         # Whoever pushed everything has overwritten what an earlier pair left invalid here.
         yield from self._write(lambda: self.table.build_fill(invalid=False if was_pushed else None, owed=False))
 

@@ -20,8 +20,8 @@ from nbdplugin import layout
 from nbdplugin.bitmap import Bitmap
 from nbdplugin.errors import TableDamaged
 from nbdplugin.geometry import EXTENT_SIZE, Geometry, Span
+from nbdplugin.lineage import ANCESTORS
 
-ANCESTORS = 8
 ACTIVE_MOST = 256
 CONTINUE, STOP = "continue", "stop"  # on_path_loss: go on here and owe, or let host writes wait and then fail
 
