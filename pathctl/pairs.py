@@ -5,13 +5,14 @@ The source's daemon does the work; asked at the destination's, the verb is forwa
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from pathctl import (
     actor,
+    apart,
     config,
     copyrate,
     db,
@@ -32,6 +33,8 @@ from pathctl.pairview import Forward, Half, Which
 
 MEET_LIMIT_S = 2.0
 MEET_LOOK_S = 0.02
+MEETING = (pairstate.State.PARTITIONED.value,)
+MEETING_AGAIN = (*MEETING, *apart.STATES)  # an answer that was under way may still be a refusal
 
 
 class Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,15 +89,16 @@ def _unset(value: Any) -> Any:
     return msgspec.UNSET if value is None else value
 
 
-async def _shown_settled(node: Node, pair: str) -> dict[str, Any]:
+async def _shown_settled(node: Node, pair: str, meeting: Sequence[str] = MEETING) -> dict[str, Any]:
     """The pair as soon as its data planes have met or refused each other; as it is when that takes too long.
 
     Without it the answer to a create or resume would be "Partitioned" for the tenth of a second that greeting takes.
+    `meeting`: the states that it may still be in until then.
     """
     deadline = asyncio.get_running_loop().time() + MEET_LIMIT_S
     while True:
         shown = await _shown(node, pairview.find(node, pair))
-        if shown["state"] != pairstate.State.PARTITIONED or asyncio.get_running_loop().time() > deadline:
+        if shown["state"] not in meeting or asyncio.get_running_loop().time() > deadline:
             return shown
         await asyncio.sleep(MEET_LOOK_S)
 
@@ -137,6 +141,8 @@ async def _switch(node: Node, body: Which, verb: str, state: Literal["ready", "s
         with _reconciled(node, row.volume, verb):
             await planes.settle(node, row.volume)
             await planes.bring(node, row.volume)
+            if state == "ready":
+                await planes.hurry(node, row)
     return {"pair": await _shown_settled(node, half.pair)}
 
 
@@ -217,7 +223,7 @@ async def resolve(node: Node, body: pairresolve.Resolve) -> dict[str, Any]:
     if body.dry_run:
         return await pairresolve.plan(node, half.row, body)
     resolved = await pairresolve.resolve(node, half.row, body)
-    return {"pair": await _shown_settled(node, half.pair), "resolved": msgspec.to_builtins(resolved)}
+    return {"pair": await _shown_settled(node, half.pair, MEETING_AGAIN), "resolved": msgspec.to_builtins(resolved)}
 
 
 async def _resolve_from_destination(node: Node, half: Half, body: pairresolve.Resolve) -> dict[str, Any]:
