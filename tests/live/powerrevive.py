@@ -25,13 +25,22 @@ def revive(folder: Path, ran: Ran, state: State) -> None:
             plane.start()
         pair.link()
         pair.source.ask("resume", operation="again", pair=pair.uuid)
-        pair.wait_synchronized()
+        _wait_synchronized(state, pair)
         _check_promises(ran, state, pair)
         assert pair.source.read_store() == pair.destination.read_store(), f"{state.what}: the two sides are not equal"
         assert not pair.destination.get_status()["incomplete"]
     finally:
         for plane in planes:
             plane.close()
+
+
+def _wait_synchronized(state: State, pair: Pair) -> None:
+    try:
+        pair.wait_synchronized()
+    except AssertionError as error:
+        names = ("link", "link_error", "verdict", "session", "invalid", "owed", "complete", "failed", "copy_error")
+        found = {name: value for name, value in pair.source.get_status().items() if name in names}
+        raise AssertionError(f"{state.what}: {error}: {found}") from None
 
 
 def is_paired(ran: Ran, state: State) -> bool:
