@@ -243,7 +243,8 @@ async def _stop(node: Node, entry: db.Entry) -> None:
 async def plan_half(node: Node, pair: str, volume: str, *, force: bool) -> dict[str, Any]:
     """What `delete_half` would do and lose; changes nothing and asks nobody else."""
     row = node.db.connection(pair)
-    steps = [f"free {node.host().name}:{volume} from pair {pair}, for ever, without asking the other host"]
+    freed = f"free {node.host().name}:{volume} from pair {pair} without asking the other host"
+    steps = [f"{freed}: nothing is copied any more, unless `pathctl pair resolve` says whose data is kept"]
     if row is None:
         return {"plan": {"steps": steps, "loses": []}}
     fault = await _damage(node, volume, force=force)

@@ -273,7 +273,11 @@ def _what_is_accepted(row: db.Volume, found: controlclient.Status) -> tuple[list
     if not found.incomplete:
         return [f"nothing: volume {row.name} is complete"], []
     steps = [f"take all that lies in {row.backing} for the data of volume {row.name}, as a new lineage"]
-    return steps, [f"{incompleteness(row, found)}, and are given up: whatever lies there counts as their data"]
+    which = "" if found.invalid else ", which of them only that host knows"
+    given_up = (
+        f"{incompleteness(row, found)}{which}, and are given up: what lies there from before counts as their data"
+    )
+    return steps, [f"{given_up}, a mixture of old and new: check it (a file system with fsck) before it is used"]
 
 
 def incompleteness(row: db.Volume, found: controlclient.Status) -> str:

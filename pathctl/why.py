@@ -419,8 +419,8 @@ def _names(facts: Facts) -> dict[str, str]:
         if eta is None
         else f"It ends by itself, in about {units.format_duration(eta)} if that goes on getting less as it does now.",
         "limit": limit if pair.copy_rate_bytes_s else "",
-        "accept": f"`pathctl volume accept {mine.volume} --dry-run` (this copy is incomplete: see what of it is "
-        "usable, then the same with --yes) and "
+        "accept": f"`pathctl volume accept {mine.volume} --dry-run` (this copy is a mixture: what was copied "
+        "so far, and what lay here before; see what that loses, then the same with --yes) and "
         if facts.incomplete
         else "",
     }

@@ -183,6 +183,7 @@ def test_a_source_that_was_set_back_is_refused_then_split_and_resolved(hosts, tm
     wait_state(alpha, "Refused")
     assert "host beta has newer data than this volume" in alpha.call("pair.show", pair="va")["pair"]["reason"]
     write(alpha, "va", 2, b"A")
+    alpha.call("pair.resume", pair="va")  # tried again at once
     wait_state(alpha, "Split")
     wait_state(beta, "Split")
     sides = beta.call("pair.show", pair="vb")["pair"]["sides"]
