@@ -97,6 +97,11 @@ async def bring(node: Node, volume: str) -> None:
         await command(node, volume, op, operation=str(uuid.uuid4()), pair=row.pair)
 
 
+async def hurry(node: Node, row: db.Connection) -> None:
+    """The path is asked for now: what its process does to reach the peer is begun anew, without a pause."""
+    await command(node, row.volume, "resume", operation=str(uuid.uuid4()), pair=row.pair)
+
+
 async def set_policy(node: Node, row: db.Connection) -> None:
     """What host writes do while the path is lost; durable in the volume's metadata when this returns."""
     await command(node, row.volume, "policy", pair=row.pair, on_path_loss=row.on_path_loss)
