@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import uuid
@@ -15,7 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from live.conftest import MIB
+from live.daemons import Daemon
 from live.planes import Plane
+from waiting import wait_until
 
 from nbdplugin import layout, metafile
 from nbdplugin.errors import TableDamaged
@@ -381,6 +385,30 @@ def test_a_repair_is_logged_once_by_the_process_and_served_as_before(plane: Plan
     assert "level=warning" in lines[0]
     assert plane.meta.read_bytes() == good
     assert show(plane).stderr == ""
+
+
+def test_files_of_two_volumes_that_were_swapped_are_refused_and_put_back_they_serve(
+    hosts: tuple[Daemon, Daemon],
+) -> None:
+    alpha, _ = hosts
+    for name in ("one", "two"):
+        alpha.call("volume.create", name=name, size=MIB)
+    alpha.call("attach", volume="one")
+    one, two = (alpha.image(name).with_suffix(".meta") for name in ("one", "two"))
+    swap(one, two)
+    os.kill(alpha.volume("one")["pid"], signal.SIGKILL)
+    wait_until(lambda: "another volume" in (alpha.volume("one")["failed"] or ""), "the process says why")
+    wait_until(lambda: "another volume" in (alpha.volume("two")["failed"] or ""), "and who reads the file")
+    swap(one, two)
+    wait_until(lambda: alpha.volume("one")["pid"] and not alpha.volume("one")["failed"], "it serves again", 60)
+    assert alpha.volume("two")["failed"] is None
+
+
+def swap(one: Path, two: Path) -> None:
+    draft = one.with_suffix(".swap")
+    one.rename(draft)
+    two.rename(one)
+    draft.rename(two)
 
 
 def test_the_metadata_of_another_volume_is_refused_by_the_process(plane: Plane) -> None:
