@@ -1,9 +1,17 @@
-"""What holds for all tests: where CI=true, a test that is skipped has failed."""
+"""What holds for all tests: where CI=true, a test that is skipped has failed.
+
+Of several workers one does all of a file, so that what the file's tests share is made once, and one does all that needs
+a lab or the simulator's own processes.  What a test has to tell also when all is well, it records as property SAY.
+"""
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
+
+SAY = "say"
+_ONE_WORKER = ("hosts", "sim")
 
 Report = pytest.TestReport | pytest.CollectReport
 
@@ -27,3 +35,17 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = Path(item.path).parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in _ONE_WORKER else item.path.name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, text in report.user_properties:
+                if name == SAY:
+                    terminalreporter.write_line(f"\n{report.nodeid}:\n{text}")
