@@ -228,6 +228,11 @@ class Lab:
         self._nft(self.net, f"add table bridge cut; delete table bridge cut; add table bridge cut; {chain}")
         self._nft(self.net, f"add rule bridge cut f {match}drop")
 
+    def cut_port(self, port: int) -> None:
+        """Drop what has this TCP port at either end, in both directions."""
+        self._nft(self.net, "add table bridge cut; add chain bridge cut f { type filter hook forward priority 0; }")
+        self._nft(self.net, f"add rule bridge cut f tcp sport {port} drop; add rule bridge cut f tcp dport {port} drop")
+
     def reset(self) -> None:
         """Answer, from now on, whatever either host sends to the other over TCP with a reset."""
         rules = ["add table inet resets"]
