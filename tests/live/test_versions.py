@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from live import splits
 from live.daemons import Daemon, enrol
 from waiting import wait_until
 
@@ -99,7 +100,7 @@ def test_data_planes_without_a_common_version_undo_the_pair_before_data_moves(ho
     with pytest.raises(PathctlError, match="of the data protocol") as caught:
         alpha.call("pair.create", **PAIR)
     assert (caught.value.code, "both hosts are as before" in caught.value.message) == (ErrorCode.REFUSED, True)
-    names = {"9-10": "versions 9 to 10", "1-1": "version 1", None: "versions 1 to 3"}
+    names = {"9-10": "versions 9 to 10", "1-1": "version 1", None: "versions 1 to 2"}
     assert f"the source speaks {names[source]} of" in caught.value.message
     assert f"the destination {names[destination]};" in caught.value.message
     assert (alpha.rows(), beta.rows()) == ([], [])
@@ -117,6 +118,52 @@ def test_what_the_first_version_does_not_know_is_refused_with_its_number(hosts, 
         host.call("pair.create", **fields, dry_run=True)
     assert caught.value.code == ErrorCode.REFUSED
     assert (alpha.rows(), beta.rows()) == ([], [])
+
+
+@pytest.mark.parametrize("old", ["alpha", "beta"])
+def test_a_host_of_the_second_version_works_with_one_that_knows_policies_and_split_pairs(hosts, old):
+    alpha, beta = hosts
+    for host in hosts:
+        start(host, "1-2" if host.name == old else None)
+    enrol(alpha, beta)
+    alpha.call("pair.create", **PAIR)
+    wait_state(beta, "Synchronized")
+    if old == "alpha":
+        for verb, fields in (("pair.set", {"on_path_loss": "stop"}), ("pair.resolve", {"discard": "source"})):
+            with pytest.raises(PathctlError, match="host alpha speaks version 2 of the control protocol, which has no"):
+                beta.call(verb, pair="vb", **fields)
+        beta.call("pair.set", pair="vb", copy_rate_bytes_s=1 << 20)
+        return
+    alpha.call("pair.set", pair="va", on_path_loss="stop")
+    alpha.kill()
+    beta.call("pair.delete", pair="vb", half=True)
+    alpha.start()
+    wait_state(alpha, "Refused")
+    with pytest.raises(PathctlError, match="host beta speaks version 2 of the control protocol, which has no"):
+        alpha.call("pair.resolve", pair="va", discard="destination")
+    alpha.call("pair.delete", pair="va", half=True)
+    alpha.call("pair.create", **PAIR)
+    wait_state(beta, "Synchronized")
+
+
+def test_a_split_pair_is_refused_to_a_host_that_does_not_know_the_word(hosts, tmp_path):
+    alpha, beta = hosts
+    start(alpha)
+    start(beta, "1-2")
+    enrol(alpha, beta)
+    alpha.call("pair.create", **PAIR)
+    wait_state(alpha, "Synchronized")
+    older = splits.Older(alpha, "va", tmp_path)
+    alpha.call("pair.suspend", pair="va")
+    splits.write(alpha, "va", 1, b"A")
+    alpha.call("pair.resume", pair="va")
+    wait_state(alpha, "Synchronized")
+    older.put_back()
+    wait_state(alpha, "Refused")
+    splits.write(alpha, "va", 2, b"B")
+    alpha.call("pair.resume", pair="va")
+    wait_state(alpha, "Split")
+    wait_state(beta, "Refused")
 
 
 def test_metadata_of_a_newer_format_is_refused_with_both_numbers(hosts):
