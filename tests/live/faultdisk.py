@@ -27,9 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from live.faultserver import CREATE, ENTRY, LINK, PUNCH, RENAME, SIZE, SYNC, UNLINK, WRITE
+from live.faultserver import CREATE, ENTRY, FAILED, LINK, PUNCH, RENAME, SIZE, SYNC, UNLINK, WRITE
 
-__all__ = ["CREATE", "LINK", "PUNCH", "RENAME", "SIZE", "SYNC", "UNLINK", "WRITE", "Entry", "FaultDisk", "read_record"]
+__all__ = ["CREATE", "FAILED", "LINK", "PUNCH", "RENAME", "SIZE", "SYNC", "UNLINK", "WRITE"]
+__all__ += ["Entry", "FaultDisk", "read_record"]
 OPS = ("read", "write", "sync", "fallocate")
 _WAIT_S = 20.0
 
@@ -39,7 +40,8 @@ class Entry:
     """One effect on the disk.
 
     WRITE: `data` at `offset`.  PUNCH: `length` zeroes at `offset`.  SIZE: the file has `offset` bytes from now on.
-    SYNC: of file `name`, of the folder if that is empty.  CREATE, UNLINK; RENAME, LINK: `data` is the new name.
+    SYNC: of file `name`, of the folder if that is empty.  FAILED: a sync that was made to fail.  CREATE, UNLINK;
+    RENAME, LINK: `data` is the new name.
     """
 
     kind: int

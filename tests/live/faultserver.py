@@ -31,7 +31,7 @@ from typing import IO
 from pathctl.fusefile import IN_HEADER, INIT_OUT, IO_IN, MAX_WRITE, OPEN_OUT, OUT_HEADER, WRITE_OUT
 
 ENTRY = struct.Struct("<BBHQQQ")  # kind, length of the name, 0, monotonic ns, offset, length; then name, then data
-WRITE, PUNCH, SYNC, SIZE, CREATE, UNLINK, RENAME, LINK = range(1, 9)  # kinds
+WRITE, PUNCH, SYNC, SIZE, CREATE, UNLINK, RENAME, LINK, FAILED = range(1, 10)  # kinds
 ATTR = struct.Struct("<QQQQQQ III IIIIIII")
 ENTRY_OUT = struct.Struct("<QQQQII")  # nodeid, generation, validities; then ATTR
 ATTR_OUT = struct.Struct("<QII")  # validity, padding; then ATTR
@@ -259,7 +259,11 @@ class Server:
 
     def fsync(self, node: int, _body: memoryview) -> bytes:
         name = "" if node == ROOT else self.nodes[node].name
-        self.check(name, "sync", 0, 0)
+        try:
+            self.check(name, "sync", 0, 0)
+        except OSError:
+            self.note(FAILED, name)
+            raise
         self.note(SYNC, name)
         return b""
 

@@ -212,7 +212,7 @@ class PowerRun:
     def run(self) -> Ran:
         disk_folder = self.folder / "disk"
         with contextlib.ExitStack() as stack:
-            disk = stack.enter_context(FaultDisk(disk_folder, self.folder / "record"))
+            self.disk = disk = stack.enter_context(FaultDisk(disk_folder, self.folder / "record"))
             params = {"checkpoint_s": 0.03, "link_timeout_s": 1.0}
             self.source = Plane(self.folder, "source", "host", SIZE, TRACK, disk_folder, **params)
             stack.callback(self.source.close)
@@ -299,8 +299,8 @@ class PowerRun:
             wait_until(lambda: sum(writer.done for writer in writers) >= goal, "some are written", 0.5)
 
     def _harm(self, writers: list[Writer]) -> None:
-        kinds = ("kill_source", "kill_destination", "cut", "freeze", "suspend", "rate")
-        what = self._rng.choices(kinds, (3, 3, 4, 1, 3, 3))[0]
+        kinds = ("kill_source", "kill_destination", "cut", "freeze", "suspend", "rate", "sync")
+        what = self._rng.choices(kinds, (3, 3, 4, 1, 3, 3, 3))[0]
         self.ran.faults.append(what)
         uuid = self.pair.uuid
         if what == "kill_source":
@@ -326,5 +326,10 @@ class PowerRun:
             self.source.ask("suspend", operation="s", pair=uuid)
             self._some_writes(writers)
             self.source.ask("resume", operation="r", pair=uuid)
+        elif what == "sync":
+            self.disk.fail("destination.img", "sync", count=1)
+            self._some_writes(writers)
+            self.disk.heal()
+            self._link()  # at once, instead of after the pause that follows an error
         else:
             self.source.ask("set", copy_rate_bytes_s=self._rng.choice([256 << 10, 4 * MIB, None]))

@@ -1,6 +1,7 @@
 """powerstates - what the disks of both hosts may hold after power was lost at an instant of a recorded run.
 
 A write is on the disk for good from the next sync of its file on; until then it may be there, or not, or in part.
+After a sync that failed some of them never will be, whatever later syncs say; only who reads before finds them.
 Replay goes through the record and keeps, of each file, what is durable and what is pending; a State is one choice
 among the pending entries.  Of the backings only the spots are kept: everything beside them is zero and stays so.
 """
@@ -12,7 +13,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
-from live.faultdisk import PUNCH, SIZE, SYNC, WRITE, Entry
+from live.faultdisk import FAILED, PUNCH, SIZE, SYNC, WRITE, Entry
 from live.powerhistory import SECTOR
 from live.powerrun import NAMES, SPOT, SPOTS
 
@@ -58,21 +59,28 @@ def find_pieces(entry: Entry) -> list[Piece]:
 
 
 class Disk:
-    """One file: what is durable, and the pieces of each pending entry in order."""
+    """One file: what is durable, the pieces of each pending entry in order, and what its readers find now."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, rng: random.Random) -> None:
         self.name = name
+        self._rng = rng
         self.durable = bytearray(0 if name.endswith(METADATA) else len(SPOTS) * SPOT)
+        self.now = bytearray(self.durable)
         self.pending: list[list[Piece]] = []
 
     def take(self, entry: Entry) -> None:
         if entry.kind == SYNC:
             apply(self.durable, self.pending)
             self.pending = []
+        elif entry.kind == FAILED:
+            apply(self.durable, [pieces for pieces in self.pending if self._rng.random() < 0.5])
+            self.pending = []
         elif entry.kind == SIZE and self.name.endswith(METADATA):
-            self.durable.extend(bytes(max(0, entry.offset - len(self.durable))))  # the creation is tested apart
+            for image in (self.durable, self.now):  # the creation is tested apart
+                image.extend(bytes(max(0, entry.offset - len(image))))
         elif pieces := find_pieces(entry):
             self.pending.append(pieces)
+            apply(self.now, [pieces])
 
     def build(self, chosen: list[list[Piece]]) -> bytearray:
         image = bytearray(self.durable)
@@ -105,7 +113,7 @@ class Replay:
     def __init__(self, entries: list[Entry], begun_ns: int, rng: random.Random) -> None:
         """States from `begun_ns` on: before that the files were made."""
         self._entries, self._begun_ns, self._rng = entries, begun_ns, rng
-        self._disks = {name: Disk(name) for name in FILES}
+        self._disks = {name: Disk(name, rng) for name in FILES}
         self.sync_points = 0
 
     def walk(self, share: float, most_torn: int, only: str | None = None) -> Iterator[State]:
@@ -159,7 +167,7 @@ class Replay:
         images = {}
         for name, disk in self._disks.items():
             is_lost = name.split(".")[0] in lost
-            images[name] = disk.build(choose(disk) if is_lost else disk.pending)
+            images[name] = disk.build(choose(disk)) if is_lost else bytearray(disk.now)
         return State(f"{what}; power lost at {' and '.join(lost) or 'neither'}", instant_ns, lost, images)
 
     # --- choices among what is pending ---
