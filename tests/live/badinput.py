@@ -30,6 +30,8 @@ LINES = (
     "volume in use: another loop",
     "volume in use: another process",
     "source and destination the same",
+    "nothing to resolve",
+    "a policy that there is not",
     "sizes that differ",
     "size is no number",
     "size is zero",
@@ -96,7 +98,8 @@ def pair_verbs(name: str) -> list[str]:
         "why",
         "events --pair",
     )
-    return [*(f"{verb} {name}" for verb in words), f"pair set {name} --copy-rate 1M"]
+    with_options = ("pair set {} --copy-rate 1M", "pair set {} --on-path-loss stop", "pair resolve {} --discard source")
+    return [*(f"{verb} {name}" for verb in words), *(typed.format(name) for typed in with_options)]
 
 
 UNKNOWN = [
@@ -234,6 +237,34 @@ IN_USE = [
     ),
     Case("source and destination the same", pair("beta:bfree", "beta:bfree"), USAGE, ("bfree", "beta", "both")),
     Case("source and destination the same", pair("afree", "alpha:abig"), USAGE, ("alpha", "two hosts")),
+]
+
+RESOLVE = "pair resolve {} --discard {}"
+WELL = ("Synchronized", "nothing to resolve", "nothing was changed")
+
+APART = [
+    *(
+        Case("nothing to resolve", f"{RESOLVE.format(name, side)} {more}", REFUSED, WELL, at=at)
+        for at, name in (("alpha", "apaired"), ("beta", "bpaired"))
+        for side in ("source", "destination")
+        for more in ("--yes", "--dry-run", "--force --yes")
+    ),
+    Case("nothing to resolve", RESOLVE.format("apaired", "both"), USAGE, ("'source', 'destination'",)),
+    Case("nothing to resolve", "pair resolve apaired --yes", USAGE, ("--discard",)),
+    Case(
+        "nothing to resolve",
+        f"{RESOLVE.format('apaired', 'source')} --yes",
+        REFUSED,
+        ("Suspended", "`pathctl pair resume apaired`"),
+        badprepare.suspended,
+    ),
+    *each(
+        "a policy that there is not",
+        ("pair set apaired --on-path-loss maybe", pair("afree", "beta:bfree", "--on-path-loss ''")),
+        USAGE,
+        "'continue', 'stop'",
+    ),
+    Case("a policy that there is not", "pair set apaired", USAGE, ("--on-path-loss", "--copy-rate")),
 ]
 
 FITTING = "pathctl volume create {} --size {} --track-size {}"
@@ -563,6 +594,7 @@ CASES = [
     *PEERS,
     *RELEASES,
     *IN_USE,
+    *APART,
     *SIZES,
     *BACKINGS,
     *NOT_HERE,

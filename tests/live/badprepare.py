@@ -314,6 +314,19 @@ def new_pair(scene: Scene) -> Iterator[Words]:
 
 
 @contextlib.contextmanager
+def suspended(scene: Scene) -> Iterator[Words]:
+    """The pair that is there already."""
+    scene.alpha.call("pair.suspend", pair="apaired")
+    try:
+        yield {}
+    finally:
+        scene.alpha.call("pair.resume", pair="apaired")
+        wait_until(
+            lambda: scene.alpha.call("pair.show", pair="apaired")["pair"]["state"] == "Synchronized", "it goes on"
+        )
+
+
+@contextlib.contextmanager
 def full_disk(scene: Scene) -> Iterator[Words]:
     """gamma with its state folder on a file system that is full to the last byte."""
     state, kept = scene.gamma.root / "var/lib/pathctl", scene.folder / "kept"
