@@ -100,7 +100,7 @@ class Greeting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """What the destination knows of itself."""
+    """What the destination knows of itself.  `accepted`: the last session of which the source knew that we took it."""
 
     pair: str | None
     size: int
@@ -110,6 +110,7 @@ class Facts:
     ancestors: tuple[str, ...]
     incomplete: bool
     spoken: Versions = SPOKEN
+    accepted: int = 0
 
 
 _KINDS = {"pair": str, "size": int, "track_size": int, "session": int, "accepted": int, "committed": bool}
@@ -207,6 +208,8 @@ def judge(greeting: Greeting, facts: Facts) -> Verdict:
         return Verdict.WRONG_SHAPE
     if facts.session < greeting.accepted:
         return Verdict.ROLLED_BACK
+    if greeting.committed and greeting.accepted < facts.accepted:  # the source has forgotten a session that it used
+        return Verdict.BOTH_MOVED if greeting.differs else Verdict.PEER_AHEAD
     if greeting.session <= facts.session:
         return Verdict.OLD_SESSION
     if not greeting.committed:  # one side is about to be marked invalid: histories do not matter yet

@@ -200,6 +200,8 @@ class Link:
                 raise
         self._session = session
         try:
+            if not is_pushing:  # it shall know before any data that we know of the session: see lineage.Facts
+                self._tell(actions.PeerTell(session.number, {"op": "alive"}))
             is_told = False
             while True:
                 if is_pushing and not is_told:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nbdplugin import actions, checkpoint, tracks
 from nbdplugin.actions import Flow
 from nbdplugin.core import Core, Request
-from nbdplugin.errors import PathError, PeerLost, PeerRefused, Refused
+from nbdplugin.errors import PeerLost, PeerRefused, Refused
 from nbdplugin.lineage import Greeting
 from nbdplugin.tracks import Change
 
@@ -65,7 +65,12 @@ def commit(core: Core, pair: str, count_clients: Callable[[], int], peer_line: t
 
 
 def _mark_side(
-    core: Core, side: str, count_clients: Callable[[], int], peer_line: tuple[str, ...], accepted: int | None = None
+    core: Core,
+    side: str,
+    count_clients: Callable[[], int],
+    peer_line: tuple[str, ...],
+    accepted: int | None = None,
+    operation: str | None = None,
 ) -> Flow[None]:
     """Every track of the side invalid, and the path ready by command, in one durable header.
 
@@ -81,7 +86,9 @@ def _mark_side(
     if not is_source:
         _check_whole(core)
         yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
+    # From here on only the one write of the header: a failed sync before it writes marks, and they must not say it.
     header.invalidate, header.committed, header.ready = side, True, True
+    header.operation = operation or header.operation
     if accepted is not None:
         header.accepted, header.epoch, header.doubtful, core.is_loss_untold = accepted, None, False, False
     if is_source:
@@ -119,12 +126,7 @@ def resolve(
     def change() -> Flow[None]:
         if core.session is not None:
             raise Refused(f"the two sides of pair {pair} agree by now: there is nothing to resolve")
-        before, header.operation = header.operation, operation
-        try:
-            yield from _mark_side(core, discard, count_clients, peer_line, accepted)
-        except PathError:
-            header.operation = before
-            raise
+        yield from _mark_side(core, discard, count_clients, peer_line, accepted, operation)
         core.link_error = None
 
     yield from _quiesced(core, change)

@@ -97,6 +97,7 @@ class Target:
             ancestors=tuple(header.ancestors),
             incomplete=self.is_incomplete,
             spoken=self.spoken,
+            accepted=header.accepted,
         )
 
     def _answer(self, verdict: Verdict, greeting: Greeting) -> dict[str, Any]:
@@ -200,6 +201,8 @@ class Target:
         self.enter(session)
         try:
             op = message.get("op") if isinstance(message, dict) else None
+            if op in ("begin", "alive"):
+                yield from self._note_spoken(session)
             if op == "begin":
                 yield from self._begin()
             elif op == "complete":
@@ -209,6 +212,12 @@ class Target:
             return {"ok": True}
         finally:
             self.leave(session)
+
+    def _note_spoken(self, session: int) -> Flow[None]:
+        """The source knows that we took this session; one that has forgotten was put back to an older state."""
+        if self.table.header.accepted != session:
+            self.table.header.accepted = session
+            yield from self._write_header()
 
     def _begin(self) -> Flow[None]:
         if not self.table.header.incomplete:

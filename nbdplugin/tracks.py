@@ -38,8 +38,8 @@ class Fill:
 class Header:
     """What is so about one volume; one format for both sides of a pair.
 
-    `session` is the last number used (source) or accepted (destination), `accepted` the last one the peer
-    accepted.  `epoch` is our own (destination) or the peer's last seen (source).  `peer_generation` is the last
+    `session` is the last number used (source) or accepted (destination), `accepted` the last one that both know
+    was accepted.  `epoch` is our own (destination) or the peer's last seen (source).  `peer_generation` is the last
     generation the peer may have.  `active` are the extents that may have unrecorded differences.  `doubtful`: the
     peer alone has the data of some invalid tracks, and it may not be durable there.  `on_path_loss`: what becomes of
     host writes while a path that is to be ready is not.  `last_write`: Unix seconds of the last write that this side

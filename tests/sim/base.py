@@ -9,7 +9,7 @@ from typing import Any
 from nbdplugin import actions
 from nbdplugin.core import Core
 from nbdplugin.target import Target
-from tests.sim.disk import Stores
+from tests.sim.disk import Image, Stores
 from tests.sim.machine import Machine
 from tests.sim.model import Model
 from tests.sim.rules import Rules
@@ -35,11 +35,13 @@ class Base:
     client_weight = work_weight = order_weight = p_freeze = p_heal = late_weight = p_order = 0.0
     checkpoints = 0
     pairs = 0
+    resolves = 0
     is_greeting = False
     is_telling = False
     is_finishing = False
     is_settling = False
     doomed: set[int]
+    images: list[Image | None]
     operator: Generator[Any, Any, None] | None = None
     order: tuple[int, str, Callable[[], actions.Flow[Any]]] | None = None
     errors: dict[str, int]

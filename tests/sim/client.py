@@ -70,6 +70,8 @@ class Client(Base):
             for write, part, is_sure in writes:
                 if error is None and is_sure:
                     self.model.ack(write, part, self.machine.now, self._is_there, item.is_fua)
+                    if core.is_strict:
+                        self.rules.check_stop(part)
                     if item.is_fua:
                         self.rules.check_fua(part)
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from nbdplugin import actions, modes
+from nbdplugin import actions, modes, tracks
 from nbdplugin.core import Core
 from nbdplugin.errors import PathError, Refused, VolumeFailed
 from nbdplugin.target import Target
@@ -26,6 +26,8 @@ class Operator(Threads):
         if self.order is None or self.machine.owners[self.order[0]] is None or self.machine.is_stopped(self.order[0]):
             return False
         side, name, make = self.order
+        if name in ("commit", "resolve") and self.is_greeting:  # one greeting at a time, as nbdplugin.link sees to
+            return False
         self.order = None
 
         def end(value: Any, error: Exception | None) -> None:
@@ -49,12 +51,56 @@ class Operator(Threads):
         header = core.table.header
         if header.pair is None:
             yield from self.create(self._choose_side(core))
+        elif header.committed and (self.rules.is_split() or self._is_resolve_wanted(core)):
+            yield from self.resolve(header.pair, self._choose_discard(core))
+        elif not self.is_settling and rng.random() < 0.1:
+            policy = rng.choice((tracks.CONTINUE, tracks.STOP))
+            yield from self.command(A, "policy", lambda: modes.set_policy(self._get_core(), header.pair or "", policy))
         elif self.is_settling or not header.ready:
             yield from self.command(A, "resume", lambda: modes.resume(self._get_core(), header.pair or ""))
         elif rng.random() < self.delete_share:
             yield from self.delete(header.pair)
         else:
             yield from self.command(A, "suspend", lambda: modes.suspend(self._get_core(), header.pair or ""))
+
+    def _is_resolve_wanted(self, core: Core) -> bool:
+        """Nobody asked for it, and what one side alone has is thrown away."""
+        return not self.is_settling and core.session is None and self.rng.random() < 0.02
+
+    def _choose_discard(self, core: Core) -> str:
+        if self.is_settling:
+            is_whole = not core.table.invalid.count and not core.table.header.incomplete
+            return "destination" if is_whole else "source"
+        return self.rng.choice(("source", "destination"))
+
+    def resolve(self, pair: str, discard: str) -> Generator[Any, Any, None]:
+        self.resolves += 1
+        operation = f"resolve-{self.resolves}"
+        refusal = yield from self.command(
+            A, "resolve", lambda: self.make_resolved(self._get_core(), operation, pair, discard)
+        )
+        if refusal is not None and self.is_settling:
+            yield from self.delete(pair)
+
+    def make_resolved(self, core: Core, operation: str, pair: str, discard: str) -> actions.Flow[None]:
+        if core.table.header.operation == operation:
+            return
+        greeting, answer = yield from self._greet_once(core, discard)
+        line = (answer["generation"], *answer["ancestors"])
+        clients = self.rng.choice((0, 0, 0, 1))
+        yield from modes.resolve(core, operation, pair, discard, lambda: clients, line, greeting.session)
+
+    def _greet_once(self, core: Core, discard: str | None = None) -> actions.Flow[Any]:
+        self.is_greeting = True
+        try:
+            greeting, answer = yield from self.greet(core, discard)
+        finally:
+            if self.core is core:  # else a killed process's flow is being thrown away
+                self.is_greeting = False
+        if greeting is None:
+            raise PathError("busy")
+        self.machine.end_conn(self.machine.conns.get(greeting.session))
+        return greeting, answer
 
     def _choose_side(self, core: Core) -> str:
         """The side to mark invalid; at times one that must be refused."""
@@ -85,8 +131,9 @@ class Operator(Threads):
     def create(self, invalidate: str) -> Generator[Any, Any, None]:
         self.pairs += 1
         pair = f"pair-{self.pairs}"
+        policy = self.rng.choice((tracks.CONTINUE, tracks.CONTINUE, tracks.STOP))
         halves = [
-            (A, "connect A", lambda: modes.connect(self._get_core(), pair, pair, "B", invalidate)),
+            (A, "connect A", lambda: modes.connect(self._get_core(), pair, pair, "B", invalidate, policy)),
             (B, "connect B", lambda: self._get_target().connect(pair, pair, "A", invalidate)),
         ]
         if self.rng.random() < 0.5:
@@ -110,14 +157,7 @@ class Operator(Threads):
     def make_ready(self, core: Core, pair: str) -> actions.Flow[None]:
         if core.table.header.committed:
             return
-        self.is_greeting = True
-        try:
-            greeting, answer = yield from self.greet(core)
-        finally:
-            self.is_greeting = False
-        if greeting is None:
-            raise PathError("busy")
-        self.machine.end_conn(self.machine.conns.get(greeting.session))
+        _, answer = yield from self._greet_once(core)
         clients = self.rng.choice((0, 0, 0, 1))
         yield from modes.commit(core, pair, lambda: clients, (answer["generation"], *answer["ancestors"]))
 

@@ -25,6 +25,15 @@ A, B = 0, 1
 Lost = list[tuple[int, int]]  # (cell, what it held)
 
 
+class Image(NamedTuple):
+    """A side as it was, durably, at one time."""
+
+    cells: list[int]
+    headers: list[bytes]
+    pages: list[list[bytes]]
+    view: View
+
+
 class Stores:
     """Both sides' cells; `differing` has the bit of each track set in which they are not equal.
 
@@ -100,6 +109,19 @@ class Stores:
     def keep_unsynced(self, side: int) -> Lost:
         """A power loss that happens to lose nothing."""
         return self._take_back(side, {})
+
+    def roll_back(self, side: int, cells: list[int]) -> None:
+        """The cells are put back to an older state; that is durable."""
+        for cell, value in enumerate(cells):
+            if self.cells[side][cell] != value:
+                self._change(side, cell, value)
+        self.sync(side)
+
+    def get_durable(self, side: int) -> list[int]:
+        cells = self.cells[side][:]
+        for cell, older in self.dirty[side].items():
+            cells[cell] = older[0]
+        return cells
 
     def _take_back(self, side: int, chosen: dict[int, int]) -> Lost:
         mine = self.cells[side]
@@ -261,6 +283,20 @@ class Meta:
             self._durable = self._build_view()
             self.headers, self.pages = headers, pages
         return self._durable
+
+    def take_image(self, cells: list[int]) -> Image:
+        """What is durable now, and the cells that belong to it."""
+        headers, pages = self.headers[:], [copy[:] for copy in self.pages]
+        for (page, copy), older in self.unsynced.items():
+            (headers if page < 0 else pages[copy])[copy if page < 0 else page] = older[0]
+        return Image(cells, headers, pages, self.durable)
+
+    def roll_back(self, image: Image) -> None:
+        """The file is put back to an older state; that is durable."""
+        self.headers, self.pages = image.headers[:], [copy[:] for copy in image.pages]
+        self.unsynced.clear()
+        self.version += 1
+        self._view = self._durable = None
 
     def _build_view(self) -> View:
         table = self.load()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from nbdplugin.actions import Patience
 from tests.sim.base import Base
-from tests.sim.disk import A, B
+from tests.sim.disk import A, B, Image
 from tests.sim.machine import FAULTS, Conn
 
 POWER = {"power A": (A,), "power B": (B,), "power both": (A, B)}
 WAYS = {"cut to A": (A,), "cut to B": (B,), "stall": (A, B)}
 FREEZES = {"freeze A": A, "freeze B": B}
 MAX_CLIENTS = 6
+ROLLS = {"roll back A": A, "roll back B": B}
 _TAKEN_UP_AGAIN = 60
 RATES = {
     "cut": 0.005,
@@ -41,6 +42,8 @@ RATES = {
     "read B": 0.03,
     "write B": 0.03,
     "table B": 0.03,
+    "roll back A": 0.004,
+    "roll back B": 0.004,
     "refusal": 0.01,
     "command time-out": 0.03,
     "fetch time-out": 0.03,
@@ -85,11 +88,14 @@ class Faults(Base):
         for side in (A, B):
             if machine.owners[side] is None and rng.random() < 0.1:
                 self.start(side)
+        # Of what a side that was put back has forgotten, the other one's copy is the only one: no second failure then.
+        machine.muted = ("sync A", "write A") if self.rules.is_split() else ()
         self._break_link()
         self._break_processes()
         for name, sides in POWER.items():
             if machine.fault(name):
                 self.lose_power(sides)
+        self._roll_back()
         self._lose_patience()
 
     # --- the link ---
@@ -156,6 +162,32 @@ class Faults(Base):
     def _get_loop_rate(self) -> float:
         return 0.05 if self.machine.now < self.loop_until else 0.0
 
+    def _roll_back(self) -> None:
+        """A side is put back to what it was before the last session of both: that is for the greeting to notice."""
+        machine, rng = self.machine, self.rng
+        views = [machine.metas[side].durable for side in (A, B)]
+        if views[A].header.pair is None:
+            self.images = [None, None]
+        for name, side in ROLLS.items():
+            header, other = views[side].header, views[1 - side].header
+            image = self.images[side]
+            if image is None:
+                if header.committed and rng.random() < 0.02:
+                    self.images[side] = machine.metas[side].take_image(self.stores.get_durable(side))
+                continue
+            is_same = image.view.header.pair == views[A].header.pair == views[B].header.pair
+            if not is_same or get_last(image, side) >= other.accepted or self.rules.is_split():
+                continue
+            if machine.fault(name):
+                if machine.owners[side] is not None:
+                    self.kill(side)
+                machine.late = []  # no connection outlives a host that is put back
+                machine.note(f"{'AB'[side]} is put back to session {image.view.header.session}")
+                self.stores.roll_back(side, image.cells)
+                machine.metas[side].roll_back(image)
+                self.rules.note_rolled_back(side, machine.now)
+                self.images[side] = None
+
     def lose_power(self, sides: tuple[int, ...]) -> None:
         """The hosts are dark: what no good sync covered is gone, or not, or in part."""
         for side in sides:
@@ -189,3 +221,8 @@ class Faults(Base):
         machine.stopped[:] = [0, 0]
         self.flap_until = self.loop_until = 0
         self.heal_link()
+
+
+def get_last(image: Image, side: int) -> int:
+    """The last session of which the side knew then that it was accepted."""
+    return image.view.header.accepted if side == A else image.view.header.session

@@ -44,6 +44,8 @@ FAULTS = (
     "read B",
     "write B",
     "table B",
+    "roll back A",
+    "roll back B",
     "refusal",
     "command time-out",
     "fetch time-out",
@@ -133,6 +135,7 @@ class Machine:
         self.trace = trace
         self.now = 0
         self.rates: dict[str, float] = {}
+        self.muted: tuple[str, ...] = ()
         self.p_immediate = 0.8
         self.owners: list[Any] = [None, None]
         self.tasks: list[Task] = []
@@ -190,6 +193,14 @@ class Machine:
 
     def is_stopped(self, side: int) -> bool:
         return self.stopped[side] > self.now
+
+    @property
+    def is_link_up(self) -> bool:
+        return all(self.ways)
+
+    @is_link_up.setter
+    def is_link_up(self, value: bool) -> None:
+        self.ways[:] = [value, value]
 
     @property
     def is_hindered(self) -> bool:
@@ -268,7 +279,7 @@ class Machine:
 
     def fault(self, name: str) -> bool:
         rate = self.rates.get(name, 0.0)
-        if rate and self.rng.random() < rate:
+        if rate and name not in self.muted and self.rng.random() < rate:
             self.on_fault(name)
             self.note(f"! {name}")
             return True
@@ -353,10 +364,6 @@ class Machine:
         else:
             conn.is_alive = False
         self.send(conn, action, False, take)
-        if conn.is_alive and self.fault("duplicate"):
-            other = Conn(conn.pair, conn.session)
-            other.is_alive = False
-            self.late.append(Message(Call(other, action, False, take), False))
 
     def send(self, conn: Conn | None, action: Any, is_push: bool, sink: Sink) -> None:
         if conn is None:
@@ -424,6 +431,10 @@ class Machine:
         return bool(target.table.header.pair == pair)
 
     def reply(self, call: Call, value: Any, error: Exception | None) -> None:
+        if type(call.action) is Greet and call.conn.is_alive and self.fault("duplicate"):
+            other = Conn(call.conn.pair, call.conn.session)
+            other.is_alive = False
+            self.late.append(Message(Call(other, call.action, False, call.sink), False))
         if isinstance(error, SessionOver):
             error = PeerLost("ESHUTDOWN")
         elif error is None and self.fault("refusal"):

@@ -31,6 +31,7 @@ class Rules:
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
         self._saved: tuple[View, Saved] | None = None
+        self._split: str | None = None
 
     def check(self, now: int) -> None:
         self.now = now
@@ -55,12 +56,13 @@ class Rules:
         self._touch(old.invalid ^ new.invalid)
         if get_mode(old) != get_mode(new) and self._saved is None:
             self._saved = old, self.model.save()
-        if new.header.committed and not old.header.committed and new.header.invalidate == "source":
+        is_marked = new.header.committed and get_mode(new) != get_mode(old)
+        if is_marked and new.header.invalidate == "source":
             self.model.switch(list(self.stores.cells[B]), now)
         if old.header.pair is not None and new.header.pair is None:
-            self._forget_pair(new)
+            self._forget_peer(new)
 
-    def _forget_pair(self, view: View) -> None:
+    def _forget_peer(self, view: View) -> None:
         """Invalid tracks have no copy any more; those invalid only on disk have one as long as the process lives."""
         memory = view.invalid if self.core is None else self._get_invalid(self.core)
         for track in range(self.metas[A].tracks):
@@ -68,6 +70,23 @@ class Rules:
                 self.model.forget(self._get_cells(track))
             elif view.invalid >> track & 1:
                 self.model.doubt(self._get_cells(track))
+
+    # --- a side that was put back ---
+
+    def is_split(self, view: View | None = None) -> bool:
+        """One side was put back to an older state, which nobody has resolved: the tracks that differ are not known."""
+        return self._split is not None and (view or self.view).header.operation == self._split
+
+    def note_rolled_back(self, side: int, now: int) -> None:
+        """What the client sees from here on is what the source holds, old or not."""
+        self.now = now
+        self.view, self._version = self.metas[A].view, self.metas[A].version
+        self._split, self._saved = self.view.header.operation, None
+        self._lost.clear()
+        self.model.reverts.clear()
+        if side == A:
+            self.model.switch(list(self.stores.cells[A]), now)
+        self._forget_peer(self.view)
 
     def note_power_loss(self, losses: dict[int, Lost], now: int) -> None:
         """These sides' hosts, whose processes are dead, forgot what was not durable."""
@@ -88,7 +107,7 @@ class Rules:
                 cells.update(self._get_cells(track))
         for cell in sorted(cells):
             side = B if new.invalid >> cell // PER_TRACK & 1 else A
-            if side == A or new.header.pair is not None:
+            if side == A or (new.header.pair is not None and not self.is_split()):
                 is_excused = side == B and (self._is_blind() or self.local_failure >= self.model.flushed)
                 value = self.stores.cells[side][cell]
                 arriving = None if side in losses else value  # what was sent to the other side may still get there
@@ -148,7 +167,7 @@ class Rules:
             for spans in (core.unflushed, *core.flushing):  # known, and owed when the session ends
                 for first, count in spans:
                     left &= ~(((1 << count) - 1) << first)
-            if left:
+            if left and not self.is_split():
                 raise Violation(f"rule 2: in memory tracks {left:b} differ unmarked")
         if core.session is not None and owed and not self.metas[B].view.header.incomplete:
             raise Violation("the destination is to be pushed to, but is not marked incomplete")
@@ -156,7 +175,7 @@ class Rules:
     def _is_memory_true(self, core: Any) -> bool:
         """Not while a change of mode is on its way to the disk, or failed there: then nothing is served."""
         header, disk = core.table.header, self.view.header
-        return (header.pair, header.committed) == (disk.pair, disk.committed)
+        return (header.pair, header.committed, header.operation) == (disk.pair, disk.committed, disk.operation)
 
     def _check_disk(self) -> None:
         """`durable` is what a power loss may leave of the table; a mixture of both is one of them, track by track."""
@@ -167,19 +186,19 @@ class Rules:
             raise Violation(f"rule 3: on disk both invalid and owed: {view.invalid & view.raw_owed:b}")
         if view.header.committed:
             left = self.stores.differing & ~(view.invalid | view.owed)
-            if left:
+            if left and not self.is_split():
                 raise Violation(f"rule 2: recovery would not know that tracks {left:b} differ")
         if durable.header.committed:
             unsure = self.stores.differing | self.stores.undurable[A] | self.stores.undurable[B]
             left = unsure & ~(durable.invalid | durable.owed)
-            if left and view.header.committed:
+            if left and view.header.committed and not self.is_split(durable):
                 raise Violation(f"rule 2: recovery from a power loss would not know that tracks {left:b} may differ")
 
     # --- rule 4 ---
 
     def _check_copies(self, cells: list[int], core: Any) -> None:
         view = self.view
-        is_paired = view.header.pair is not None
+        is_paired = view.header.pair is not None and not self.is_split()
         is_true = core is not None and self._is_memory_true(core)
         for cell in cells:
             track = cell // PER_TRACK
@@ -207,11 +226,18 @@ class Rules:
             where = "the peer" if is_invalid else "here"
             raise Violation(f"rule 4: cell {cell} holds {value} {where}, by {who}; possible are {possible}")
 
+    def check_stop(self, cells: range) -> None:
+        """Policy stop: an acknowledged write is at the peer too, in whichever order those that overlapped it came."""
+        for cell in cells:
+            there = self.stores.cells[B][cell]
+            if not self.model.is_possible(cell, there) and self._lost.get((B, cell)) != there:
+                raise Violation(f"policy stop: cell {cell} was acknowledged, the peer has {there}")
+
     def check_lineage(self, cells: range, value: int) -> None:
         """An acknowledged write that a whole peer lacks belongs, on disk, to a lineage that the peer has not."""
         view = self.metas[A].view
         header, peer = view.header, self.metas[B].view.header
-        if not header.committed or peer.incomplete or header.generation != peer.generation:
+        if not header.committed or self.is_split() or peer.incomplete or header.generation != peer.generation:
             return
         for cell in cells:
             here, there = (self.stores.cells[side][cell] for side in (A, B))
@@ -258,7 +284,8 @@ class Rules:
         for cell, old in lost:
             track = cell // PER_TRACK
             invalid = self.view.invalid if self.core is None else self._get_invalid(self.core)
-            is_only = (side == B) == bool(invalid >> track & 1) and (side == A or self.view.header.pair is not None)
+            is_reached = self.view.header.pair is not None and not self.is_split()
+            is_only = (side == B) == bool(invalid >> track & 1) and (side == A or is_reached)
             self._lost[side, cell] = self.stores.cells[side][cell]
             if is_only:
                 is_forgotten = side == B and self._is_blind()
@@ -270,6 +297,6 @@ class Rules:
                     self.model.reverts.clear()
 
 
-def get_mode(view: View) -> tuple[str | None, bool]:
-    """What a header changes for the volume as a whole."""
-    return view.header.pair, view.header.committed
+def get_mode(view: View) -> tuple[str | None, bool, str | None]:
+    """What a header changes for the volume as a whole; each command that does has an operation of its own."""
+    return view.header.pair, view.header.committed, view.header.operation

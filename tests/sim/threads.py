@@ -7,14 +7,14 @@ from typing import Any
 
 from nbdplugin import actions, checkpoint, modes, transfer
 from nbdplugin.core import Core, Request
-from nbdplugin.errors import PathError, Refused
+from nbdplugin.errors import PathError, PeerRefused, Refused
 from nbdplugin.geometry import Span
 from tests.sim.base import Base
 from tests.sim.disk import A
 from tests.sim.machine import Greet
 from tests.sim.model import Violation
 
-FINE = ("accepted", "busy", "old_session")
+SPLIT = ("both_moved", "old_session", "peer_ahead", "rolled_back", "unrelated")
 
 
 class Threads(Base):
@@ -28,6 +28,8 @@ class Threads(Base):
         epoch = _["epoch"]
         try:
             is_pushing = yield from modes.note_accepted(core, greeting, epoch)
+            if not is_pushing:
+                yield actions.PeerTell(greeting.session, {"op": "alive"})
             is_told = False
             while True:
                 if is_pushing and not is_told:
@@ -40,18 +42,27 @@ class Threads(Base):
             self.machine.end_conn(self.machine.conns.get(greeting.session))
             raise
 
-    def greet(self, core: Core) -> actions.Flow[Any]:
-        greeting = yield from modes.begin_session(core)
+    def greet(self, core: Core, discard: str | None = None) -> actions.Flow[Any]:
+        """(greeting, answer), greeting None if another attempt may get further; raises Refused, PeerRefused."""
+        was_split = self.rules.is_split()
+        greeting = yield from modes.begin_session(core, discard)
         fields = greeting.to_json() | {"ancestors": list(greeting.ancestors)}
         answer = yield Greet(fields)
         verdict = answer["verdict"]
+        is_split = self.rules.is_split()
+        if was_split and not is_split:
+            return None, answer
         if verdict == "accepted":
+            if greeting.committed and is_split:
+                raise Violation("a side that was put back to an older state is accepted")
             return greeting, answer
-        if verdict == "old_session":
+        if verdict == "old_session" and not greeting.committed:
             core.table.header.session = max(core.table.header.session, answer["session"])
         is_deleted = core.table.header.pair != greeting.pair
         is_deleting = verdict == "wrong_pair" and (is_deleted or self.operator is not None)
-        if greeting.committed and verdict not in FINE and not is_deleting:
+        if is_split and verdict in SPLIT and greeting.committed:
+            raise PeerRefused(verdict)
+        if greeting.committed and verdict != "busy" and not is_deleting:
             raise Violation(f"the peer of a committed pair refuses: {verdict}")
         if verdict == "incomplete":
             raise Refused("incomplete")

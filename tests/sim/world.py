@@ -13,7 +13,7 @@ from nbdplugin.target import Target
 from nbdplugin.tracks import Header
 from tests.sim.client import Client
 from tests.sim.commands import Operator
-from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Meta, Stores
+from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Image, Meta, Stores
 from tests.sim.faults import Faults
 from tests.sim.machine import Killed, Machine
 from tests.sim.model import Model, Violation
@@ -77,6 +77,7 @@ class World(Client, Operator, Faults):
         self.hits: dict[tuple[str, str], int] = {}
         self.errors: dict[str, int] = {}
         self.doomed: set[int] = set()
+        self.images: list[Image | None] = [None, None]
         self.max_active = rng.randint(2, 4)
         self.choose_profile()
         self.start(A)
@@ -186,7 +187,7 @@ class World(Client, Operator, Faults):
         """Commands on a committed, ready pair are rarer, so that copies get somewhere."""
         if self.operator is not None:
             return self.order is not None
-        if self.core is not None and self.core.table.header.ready:
+        if self.core is not None and self.core.table.header.ready and not self.rules.is_split():
             return not self.is_settling and self.rng.random() < self.p_order
         return True
 
