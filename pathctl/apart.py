@@ -5,7 +5,7 @@ shapes.Pair and shapes.Held).  Every sentence that a person decides by at three 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pathctl import units
@@ -28,9 +28,9 @@ def handle(pair: Found) -> str:
     return str(pair[pair["side"]]["volume"])
 
 
-def holds(held: Found, pair: Found, now: float | None = None) -> str:
+def holds(held: Found, pair: Found, moment: Callable[[float], str] = units.format_time) -> str:
     """What one side holds: `last written 2026-11-22 03:10:04 UTC (2h05m ago); 17 of 128 tracks (1M) that ...`."""
-    words = [_written(held["last_write"], time.time() if now is None else now)]
+    words = [_written(held["last_write"], moment)]
     if held["owed"] is not None:
         size = units.format_size(min(held["owed"] * pair["track_size"], pair["size"]))
         words.append(f"{held['owed']} of {pair['tracks']} tracks ({size}) are owed to the other")
@@ -43,10 +43,10 @@ def holds(held: Found, pair: Found, now: float | None = None) -> str:
     return "; ".join(words)
 
 
-def _written(at: float | None, now: float) -> str:
+def _written(at: float | None, moment: Callable[[float], str]) -> str:
     if at is None:
         return "when it was last written is not known"
-    return f"last written {units.format_time(at)} ({units.format_duration(now - at)} ago)"
+    return f"last written {moment(at)} ({units.format_duration(time.time() - at)} ago)"
 
 
 def _use(held: Found) -> str:
@@ -57,12 +57,12 @@ def _use(held: Found) -> str:
     return f"in use ({held['device']})" if held["device"] else "in use"
 
 
-def both(pair: Found, now: float | None = None) -> str:
+def both(pair: Found) -> str:
     """What both sides hold, as two sentences; empty where nothing is known of either."""
     sides = pair["sides"]
     if sides is None:
         return ""
-    return " ".join(f"{end(sides[side])}: {holds(sides[side], pair, now)}." for side in ("source", "destination"))
+    return " ".join(f"{end(sides[side])}: {holds(sides[side], pair)}." for side in ("source", "destination"))
 
 
 def resolve(pair: Found, discard: str) -> str:
@@ -94,12 +94,16 @@ def ended(peer: str, peer_volume: str, volume: str, *, is_split: bool) -> str:
     )
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def disk(volume: Found) -> str:
     """What is told of a volume whose disk gives read errors; counted since its process was started."""
     counters = volume["counters"]
     failed, answered, repaired = (counters.get(key, 0) for key in ("read_errors", "peer_reads", "repaired_tracks"))
     return (
-        f"volume {volume['name']}: its disk gave {failed} read errors, of which {answered} were answered with the "
-        f"other side's data, and {repaired} tracks were written anew; look at the disk (dmesg, SMART) under "
+        f"volume {volume['name']}: its disk failed to read {_times(failed)}, {_times(answered)} the other side's data "
+        f"was given instead, {_times(repaired)} a track was written anew; look at the disk (dmesg, SMART) under "
         f"{volume['backing']}"
     )

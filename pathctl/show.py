@@ -220,7 +220,7 @@ def _side_facts(found: Found) -> list[tuple[str, object]]:
     sides = found.get("sides")
     if sides is None:
         return []
-    told = [(f"at {side}", apart.holds(sides[side], found)) for side in ("source", "destination")]
+    told = [(f"at {side}", apart.holds(sides[side], found, moment)) for side in ("source", "destination")]
     return [
         *told,
         ("keep source", apart.resolve(found, "destination")),

@@ -40,7 +40,7 @@ def _problems(answer: Found) -> list[str]:
         if pair["state"] not in _WELL:
             found.append(_fitted(f"pair {name} is {pair['state']}", pair["reason"], f"look with `pathctl why {name}`"))
             sides = pair.get("sides") or {}
-            found += [f"{_MORE}{apart.end(held)}: {apart.holds(held, pair)}" for held in sides.values()]
+            found += [f"{_MORE}{apart.end(held)}: {apart.holds(held, pair, show.moment)}" for held in sides.values()]
         elif show.to_go(pair) == "not converging":
             found.append(f"pair {name} is not converging; look with `pathctl why {name}`")
         elif show.to_go(pair) == "paused" and show.left(pair):

@@ -62,6 +62,6 @@ def test_a_read_error_is_answered_with_the_other_sides_data_and_told_loudly(host
     assert "put the data on a good one before the other side is lost too" in why["next"]
     status = [BIN / "pathctl", "--root", alpha.root, "status"]
     told = subprocess.run(status, capture_output=True, text=True, timeout=20, check=True).stdout
-    assert f"! volume va: its disk gave {counters['read_errors']} read errors" in told
+    assert f"! volume va: its disk failed to read {counters['read_errors']} times" in told
     assert len(failing(alpha)) == 1, "not one for each"
     disk.heal()

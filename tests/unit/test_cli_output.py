@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import fakeapi
+import msgspec
 import pytest
 from fakeapi import DONE, HOST, PAIR, PEER, UNHEARD, VOLUME, Api, Json
 
-from pathctl import errors, progress, schema, show
+from pathctl import errors, progress, schema, shapes, show
 
 PROGRAM = Path(sys.executable).with_name("pathctl")
 
@@ -187,6 +188,64 @@ def test_status_tells_first_what_is_not_well_and_what_to_type(api: Api, capsys: 
         "! pair v is not converging; look with `pathctl why v`",
         "! volume v: its nbdkit has ended; look with `pathctl volume show v`",
     ]
+
+
+SPLIT: Json = PAIR | {
+    "state": "Split",
+    "owed": 17,
+    "progress": None,
+    "direction": None,
+    "session": None,
+    "reason": "both were written",
+    "on_path_loss": "stop",
+    "sides": msgspec.to_builtins(
+        shapes.Sides(
+            shapes.Held("alpha", "v", 1.7e9, 17, "a" * 36, incomplete=False, in_use=True, device="/dev/x", ended=False),
+            shapes.Held("beta", "w", 1.71e9, None, "b" * 36, incomplete=False, in_use=False, ended=True),
+        )
+    ),
+}
+AT_SOURCE = (
+    "last written 2023-11-14 23:13:20 +0100 (.* ago); 17 of 1024 tracks (1M) are owed to the other; in use (/dev/x); "
+    "generation aaaaaaaa"
+)
+AT_DESTINATION = (
+    "last written 2024-03-09 17:00:00 +0100 (.* ago); its half of the pair was ended; not in use; generation bbbbbbbb"
+)
+
+
+def like(told: str, pattern: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\.\*", ".*"), told) is not None
+
+
+def test_of_a_split_pair_both_sides_are_shown_and_what_to_type(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["pair.show"] = {"pair": SPLIT}
+    api.run("pair", "show", "v")
+    lines = capsys.readouterr().out.splitlines()
+    found = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+    assert like(found["at source"], AT_SOURCE)
+    assert like(found["at destination"], AT_DESTINATION)
+    assert found["keep source"] == "pathctl pair resolve v --discard destination"
+    assert found["keep destination"] == "pathctl pair resolve v --discard source"
+    assert found["path loss"].startswith("stop: host writes wait and then fail")
+    api.answers["pair.show"] = {"pair": SPLIT | {"side": "destination"}}
+    api.run("pair", "show", "w")
+    assert "pathctl pair resolve w --discard destination" in capsys.readouterr().out
+
+
+def test_status_tells_of_a_split_pair_both_sides_below_it(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = VOLUME | {"counters": {"read_errors": 3, "peer_reads": 2, "repaired_tracks": 1}}
+    api.answers["status"] = {"host": HOST, "problems": [], "peers": [PEER], "volumes": [bad], "pairs": [SPLIT]}
+    api.run("status")
+    first, split, source, destination, disk = capsys.readouterr().out.splitlines()[:5]
+    assert first.endswith(": 2 to look at")
+    assert split == "! pair v is Split: both were written; look with `pathctl why v`"
+    assert like(source, f"    alpha:v: {AT_SOURCE}")
+    assert like(destination, f"    beta:w: {AT_DESTINATION}")
+    assert disk == (
+        "! volume v: its disk failed to read 3 times, 2 times the other side's data was given instead, once a track was "
+        "written anew; look at the disk (dmesg, SMART) under /x/v.img"
+    )
 
 
 def test_what_is_not_well_with_the_host_is_told_before_all_else(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
