@@ -7,25 +7,30 @@ network) they lock, or take another fault.  Everything is undone when a demon en
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lablib
+import torturejudge
 from torturejudge import Fault
 
 from pathctl import errors
 
-LINK, CRASH, DISK = "link", "crash", "disk"
+LINK, CRASH = "link", "crash"
+IMAGE = "volume.img"
 BACK_S = 60.0  # until a killed process must be there again
 KILL_REST_S = 12.0  # a process that dies again sooner is started after a pause, on purpose: supervise.LIVED_WELL_S
 DEVICE, SOCKET = frozenset({"device"}), frozenset({"socket"})
 BOTH = DEVICE | SOCKET
+
+Status = Callable[[str], dict[str, Any] | None]  # of the volume's data plane on that host, if it answers
 
 
 class TortureError(Exception):
@@ -45,13 +50,10 @@ class Kind(NamedTuple):
 class Table:
     """What the demons share: the lab, the record of faults, the locks, the call to stop."""
 
-    def __init__(
-        self, lab: lablib.Lab, volume: str, phase: str, status: Callable[[str], dict[str, Any] | None]
-    ) -> None:
+    def __init__(self, lab: lablib.Lab, volume: str, phase: str, status: Status, disks: Mapping[str, Any]) -> None:
         self.lab, self.volume, self.phase = lab, volume, phase
         self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
-        self.status = status
-        self.disks: dict[str, Any] = {}
+        self.status, self.disks = status, disks
         self.faults: list[Fault] = []
         self.stop = threading.Event()
         self.problem: str | None = None
@@ -152,7 +154,7 @@ class Demon(threading.Thread):
         """It is started again by its pathctld; the caller has locked that one, too."""
         table = self.table
         status = table.status("alpha")
-        fault.crash_extents = status["active_extents"] if status is not None else 256
+        fault.crash_extents = status["active_extents"] if status is not None else torturejudge.ACTIVE_MOST
         if table.alpha in hosts:
             self._space_kills()
             fault.fails = SOCKET
@@ -209,6 +211,30 @@ class Demon(threading.Thread):
             return False
         return True
 
+    # -- disks
+
+    def fail_destination(self, fault: Fault, op: str) -> None:
+        """The peer answers with an error, which ends the session: what it lacks is owed."""
+        fault.onsets.append(time.monotonic())
+        if op == "sync":  # what was not flushed may be lost: as after a crash
+            status = self.table.status("alpha")
+            fault.crash_extents = status["active_extents"] if status is not None else torturejudge.ACTIVE_MOST
+        self._fail_disk("beta", op, self.rng.choice((errno.EIO, errno.ENOSPC)) if op == "write" else errno.EIO)
+
+    def fail_source(self, fault: Fault, op: str) -> None:
+        """Read from the peer instead, or the track is invalid from there on; where the peer lacks it, EIO."""
+        fault.fails = fault.freezes = BOTH
+        fault.is_until_whole = True
+        self._fail_disk("alpha", op, errno.EIO)
+
+    def _fail_disk(self, host: str, op: str, number: int) -> None:
+        disk = self.table.disks[host]
+        try:
+            disk.fail(IMAGE, op, errno=number, count=self.rng.choice((1, 1, 3, 10)))
+            self.hold(0.5, 4.0)
+        finally:
+            disk.heal()
+
     # -- commands
 
     def suspend(self, _fault: Fault) -> None:
@@ -232,7 +258,7 @@ class Demon(threading.Thread):
             time.sleep(0.05)
 
 
-_ANY = frozenset({LINK, CRASH, DISK})
+_ANY = frozenset({LINK, CRASH})
 _HARD = frozenset({CRASH})
 _SOURCE = ("source nbdkit", "source pathctld", "device")
 _TARGET = ("destination nbdkit", "destination pathctld")
@@ -255,6 +281,10 @@ KINDS = (
     Kind("kill source nbdkit", 5, _HARD, _SOURCE, lambda d, f: d.kill_nbdkit(f, d.table.alpha)),
     Kind("kill destination nbdkit", 5, _HARD, _TARGET, lambda d, f: d.kill_nbdkit(f, d.table.beta)),
     Kind("kill both nbdkits", 3, _HARD, _SOURCE + _TARGET, lambda d, f: d.kill_nbdkit(f, d.table.alpha, d.table.beta)),
+    Kind("disk error, destination write", 2, _HARD, ("disk",), lambda d, f: d.fail_destination(f, "write")),
+    Kind("disk error, destination sync", 1, _HARD, ("disk",), lambda d, f: d.fail_destination(f, "sync")),
+    Kind("disk error, source read", 2, _HARD, ("disk",), lambda d, f: d.fail_source(f, "read")),
+    Kind("disk error, source write", 2, _HARD, ("disk",), lambda d, f: d.fail_source(f, "write")),
     Kind("kill device process", 3, _HARD, _SOURCE, lambda d, f: d.kill_device(f)),
 )
 

@@ -4,10 +4,11 @@ Bounds, from the issue that asked for the torture: no request to valid tracks ta
 write that a fault caught in flight; that ends within link_timeout_s + 2 s of the fault.  What is sent again is at most
 twice what had to be, and 256 active extents more after each crash of a data plane.
 
-A request is not held against the product while its own side of the volume was made to stand still (SIGSTOP), nor
-while it waits for an invalid track.  What the machine took is measured by the control writer and taken off.  So is
-the time that a request to the block device spends behind a flush: Linux's loop driver, which stands in for nbd where
-the kernel has none, starts no other request while one is under way (the socket's writers see none of this).
+A request is not held against the product while its own side of the volume was made to stand still (SIGSTOP) or has
+disk errors, nor while it waits for an invalid track.  What the machine took is measured by the control writer and
+taken off.  So is the time that a request to the block device spends behind a flush: Linux's loop driver, which stands
+in for nbd where the kernel has none, starts no other request while one is under way (the socket's writers see none of
+this).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Fault:
     is_lasting: bool = False  # every moment is an onset: a slow link
     freezes: frozenset[str] = frozenset()  # whose requests stand still by definition: device, socket
     fails: frozenset[str] = frozenset()  # whose requests may fail
+    is_until_whole: bool = False  # it lasts until nothing is invalid at the source and the path is ready
     crash_extents: int | None = None  # of a data plane's crash: extents active at the source then
 
     def covers(self, record: Record, after_s: float = AFTER_S) -> bool:
@@ -174,6 +176,18 @@ def describe(record: Record) -> str:
         f"request {record.sequence} of writer {record.writer} ({record.kind} {record.length} at {record.offset}), "
         f"{record.start:.3f} to {record.end:.3f}"
     )
+
+
+def prolong(faults: Iterable[Fault], samples: Sequence[Sample]) -> None:
+    """What disk errors have made invalid is so until it has been brought over again."""
+    for fault in faults:
+        if fault.is_until_whole:
+            whole = (s.at for s in samples if s.at > fault.end and s.source is not None and is_whole(s.source))
+            fault.end = next(whole, float("inf"))
+
+
+def is_whole(source: dict[str, int | None]) -> bool:
+    return source["session"] is not None and source["invalid"] == 0
 
 
 # -- what was sent again

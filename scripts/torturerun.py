@@ -1,11 +1,11 @@
 """torturerun - two lab hosts, verifying writers on one pair, and faults at random; at the end every byte is looked at.
 
-    scripts/torture [--minutes N] [--seed S] [--size 128M] [--folder FOLDER] [--keep]
+    scripts/torture [--minutes N] [--seed S] [--size 128M] [--folder FOLDER]
 
 Rounds of a minute.  In each, one side is made invalid (and filled with rubbish), the pair is created, four writers
 use the block device and four nbdkit's socket, and two demons do faults from the first moment on: in one round those
-of the link and of the control planes only, in the next killed data planes too.  Then all is healed, the pair has to
-become Synchronized, and both sides are compared with each other and with what was acknowledged.
+of the link and of the control planes only, in the next also killed data planes and failing disks.  Then all is healed,
+the pair has to become Synchronized, and both sides are compared with each other and with what was acknowledged.
 
 Exit code 1 and a sentence for each thing that is not as promised (see torturejudge for the bounds).  The logs of
 writers, faults and processes stay in the folder that the last line names; of the lab nothing stays.
@@ -41,6 +41,9 @@ from torturejudge import Judge, Resent, Sample, Stalls
 
 from pathctl import errors, units
 
+sys.path.append(str(lablib.REPO / "tests"))
+from live import faultdisk
+
 VOLUME = "torture"
 TRACK = 64 << 10
 WRITERS = 8
@@ -73,16 +76,18 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lab = lablib.Lab(os.environ.get("PATHCTL_LAB") or f"t{os.getpid()}")
     torture = Torture(lab, folder, options)
+    disks = contextlib.ExitStack()
     try:
         lab.down()
         lab.up()
+        torture.open_disks(disks)
         torture.run()
     except (TortureError, lablib.LabError, errors.PathctlError, subprocess.SubprocessError, OSError) as error:
         torture.result.wrong.append(str(error))
     finally:
         with contextlib.suppress(OSError):
             torture.keep_logs()
-        if not options.keep:
+        with disks:
             lab.down()
     _report(torture.result, options)
     print(f"the logs are in {folder}")
@@ -99,7 +104,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=units.parse_size, default=128 * MIB, help="of the volumes (default 128M)")
     parser.add_argument("--folder", type=Path, help="for the logs (default: a new one in /var/tmp)")
-    parser.add_argument("--keep", action="store_true", help="leave the lab up")
     return parser.parse_args(words)
 
 
@@ -110,13 +114,17 @@ class Torture:
         self.lab, self.folder, self.options = lab, folder, options
         self.alpha, self.beta = lab.host("alpha"), lab.host("beta")
         self.result = Result()
+        self._disks: dict[str, faultdisk.FaultDisk] = {}
         self._start = time.monotonic()
         self._seen = 0
 
     def run(self) -> None:
         """Raises TortureError, LabError and the like when it cannot go on."""
         for host in (self.alpha, self.beta):
-            host.call("volume.create", name=VOLUME, size=self.options.size, track_size=TRACK)
+            image = self._image(host)
+            image.touch()
+            os.truncate(image, self.options.size)
+            host.call("volume.create", name=VOLUME, backing=str(image), track_size=TRACK)
         seconds = self.options.minutes * 60
         count = max(1, round(seconds / ROUND_S))
         self._say(f"seed {self.options.seed}: {count} rounds of {seconds / count:.0f} s, lab {self.lab.name}")
@@ -125,6 +133,14 @@ class Torture:
             self._do_round(number, invalid, phase, seconds / count)
             if self.result.wrong:
                 return
+
+    def open_disks(self, stack: contextlib.ExitStack) -> None:
+        """The volumes lie on disks that can be told to fail."""
+        for host in (self.alpha, self.beta):
+            self._disks[host.name] = stack.enter_context(faultdisk.FaultDisk(self.lab.folder / f"{host.name}-disk"))
+
+    def _image(self, host: lablib.Host) -> Path:
+        return Path(self._disks[host.name].path(torturefaults.IMAGE))
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._start:8.1f} s  {text}", flush=True)
@@ -136,14 +152,14 @@ class Torture:
         rate = rng.choice(RATES)
         self._say(f"round {number + 1}: {phase} faults, {invalid} invalid, copy rate {rate or 'not limited'}")
         spoiled = self.alpha if invalid == "source" else self.beta
-        spoil(spoiled.image(VOLUME), self.options.size, rng)
+        spoil(self._image(spoiled), self.options.size, rng)
         more = {"copy_rate_bytes_s": rate} if rate else {}
         device = self.alpha.call(
             "pair.create", source=VOLUME, destination=f"beta:{VOLUME}", invalidate=invalid, attach=True, **more
         )["device"]
         assert device
         self.result.link_timeout_s = self._read_limit("link_timeout_s")
-        table = Table(self.lab, VOLUME, phase, self._read_status)
+        table = Table(self.lab, VOLUME, phase, self._read_status, self._disks)
         sampler = Sampler(self._read_status)
         with sampler.running(), self._writers(number) as writers:
             self._torment(table, number, seconds, writers)
@@ -237,6 +253,7 @@ class Torture:
         everything = sorted((record for log in logs for record in log), key=lambda record: record.end)
         records, self._seen = everything[self._seen :], len(everything)
         control = [r for r in torturedata.read_log(self.folder / "control.log") if r.end > sampler.samples[0].at]
+        torturejudge.prolong(table.faults, sampler.samples)
         judge = Judge(records, control, table.faults, DEVICE_WRITERS, TRACK, result.link_timeout_s)
         stalls = judge.find_stalls(invalid == "source")
         first = self.options.size if invalid == "destination" else 0
@@ -261,7 +278,7 @@ class Torture:
 
     def _compare(self) -> None:
         """Both stores byte for byte, and against what was acknowledged."""
-        paths = [host.image(VOLUME) for host in (self.alpha, self.beta)]
+        paths = [self._image(host) for host in (self.alpha, self.beta)]
         differing = find_differing(*paths)
         if differing:
             for path, host in zip(paths, ("alpha", "beta"), strict=True):
@@ -381,7 +398,9 @@ def _report(result: Result, options: argparse.Namespace) -> None:
         f"longest mirrored write that a fault caught in flight, from the fault on: {stalls.mirrored_s:.2f} s "
         f"(bound {result.link_timeout_s + torturejudge.SPARE_S:g} s)"
     )
-    print(f"not counted: {stalls.own_s:.2f} s while the source's own nbdkit or device process stood still")
+    print(
+        f"not counted: {stalls.own_s:.2f} s while the source's nbdkit or device process stood still or its disk failed"
+    )
     print(f"not counted: {stalls.invalid_s:.2f} s for a track that was invalid while the path was not ready")
     print(f"not counted: {stalls.behind_s:.2f} s behind a flush in the kernel's loop driver")
     print(
