@@ -97,6 +97,7 @@ class MetaFile:
         try:
             if is_writer:
                 self._lock()
+                self._face_disk()
             self.table = self._load()
         except OSError as error:
             os.close(self._fd)
@@ -115,6 +116,16 @@ class MetaFile:
                 if time.monotonic() > end:
                     raise BadRequest(f"{self.path} is locked: another process serves this volume") from None
                 time.sleep(0.02)
+
+    def _face_disk(self) -> None:
+        """What is read from here on is what is on the disk.
+
+        A killed process may have left a page unsynced: a power loss during a repair must not tear it and its twin.
+        And what a failed sync did not write stays in the cache as if it had been (see fsync(2), ERRORS).
+        """
+        os.fdatasync(self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # pages that were read ahead are no holes any more
 
     def _load(self) -> Table:
         raw = [os.pread(self._fd, layout.HEADER_SIZE, layout.get_header_offset(copy)) for copy in (0, 1)]
@@ -177,8 +188,6 @@ class MetaFile:
         return repairs
 
     def _repair(self, repairs: list[tuple[bytes, int]]) -> None:
-        """A killed process may have left the good copy unsynced: a power loss now must not tear it and its twin."""
-        os.fdatasync(self._fd)
         for raw, offset in repairs:
             os.pwrite(self._fd, raw, offset)
         if repairs:
