@@ -5,6 +5,7 @@ Whatever it says is refused, told once and not in a loop, and changes nothing; w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -181,65 +182,71 @@ TELLING = {
 }
 
 
-@pytest.mark.parametrize("kind", TELLING)
-def test_a_pair_whose_peer_talks_nonsense_goes_on_here_and_says_so_once(pair: Pair, liar: Liar, kind: str) -> None:
+def lose_peer(pair: Pair) -> None:
     pair.create("destination")
     pair.wait_synchronized()
-    before = get_facts(pair.source)
     pair.destination.kill()
     wait_until(lambda: pair.source.get_status()["session"] is None, "the loss is noticed")
-    say(liar, kind)
-    lines = len(read_log(pair.source))
-    pair.link(liar.port)
-    try_three_times(pair, liar)
-    status = pair.source.get_status()
-    assert status["session"] is None
-    assert TELLING[kind] in status["link_error"]
-    assert len(status["link_error"]) < 700
-    told = [line for line in read_log(pair.source)[lines:] if TELLING[kind] in line]
-    assert len(told) == 1, told
-    assert len(read_log(pair.source)) - lines <= 3
-    with pair.source.open() as handle:
-        handle.pwrite(b"n" * 4096, 0)
-        handle.flush()
-        assert handle.pread(4096, 0) == b"n" * 4096
-    assert get_facts(pair.source)["pid"] == before["pid"]
+
+
+def wait_shown(pair: Pair, said: str) -> None:
+    wait_until(lambda: said in (pair.source.get_status()["link_error"] or ""), f"{said!r} is shown")
+
+
+def find_lines(pair: Pair, said: str) -> list[str]:
+    return [line for line in read_log(pair.source) if said in line]
+
+
+def check_together_again(pair: Pair) -> None:
     pair.destination.start()
     pair.link()
     pair.wait_synchronized()
     assert pair.source.read_store() == pair.destination.read_store()
 
 
-@pytest.mark.parametrize("sizes", [{"meta_size": 512}, {"data_size": SIZE * 2}, {"data_size": SIZE - 512}], ids=str)
-def test_a_peer_of_another_size_gets_nothing_and_that_is_said_once(
-    pair: Pair, liar: Liar, sizes: dict[str, int]
-) -> None:
-    pair.create("destination")
-    pair.wait_synchronized()
-    pair.destination.kill()
-    wait_until(lambda: pair.source.get_status()["session"] is None, "the loss is noticed")
+def test_a_pair_whose_peer_talks_nonsense_goes_on_here_and_says_so_once(pair: Pair, liar: Liar) -> None:
+    lose_peer(pair)
+    pid = pair.source.get_status()["pid"]
+    for kind, said in TELLING.items():
+        say(liar, kind)
+        lines = len(read_log(pair.source))
+        try_three_times(pair, liar)
+        wait_shown(pair, said)
+        status = pair.source.get_status()
+        assert (status["session"], len(status["link_error"]) < 700) == (None, True), kind
+        told = read_log(pair.source)[lines:]
+        assert len(told) <= 3, told
+        assert len([line for line in told if said in line]) <= 1, told
+        with pair.source.open() as handle:
+            handle.pwrite(b"n" * 4096, 0)
+            handle.flush()
+            assert handle.pread(4096, 0) == b"n" * 4096
+    for said in set(TELLING.values()):
+        assert any(said in line for line in read_log(pair.source)), said
+    assert pair.source.get_status()["pid"] == pid
+    check_together_again(pair)
+
+
+def test_a_peer_of_another_size_gets_nothing_and_that_is_said_once(pair: Pair, liar: Liar) -> None:
+    lose_peer(pair)
     with pair.source.open() as handle:
         handle.pwrite(b"o" * TRACK * 3, 0)
-    liar.say({}, None, **sizes)
-    lines = len(read_log(pair.source))
-    said = "bytes instead of"
-
-    def is_told() -> bool:
-        pair.link(liar.port)
-        return sum(said in line for line in read_log(pair.source)[lines:]) > 0
-
-    wait_until(is_told, "the size is told")
-    for _ in range(3):
-        pair.link(liar.port)
-    wait_until(lambda: said in (pair.source.get_status()["link_error"] or ""), "the size is shown")
+    sizes: list[dict[str, object]] = [{"meta_size": 512}, {"data_size": SIZE * 2}, {"data_size": SIZE - 512}]
+    for size in sizes:
+        liar.say({}, None, **size)
+        said = f"{next(iter(size.values()))} bytes instead of"
+        for _ in range(3):
+            pair.link(liar.port)
+        wait_shown(pair, said)
+        wait_until(functools.partial(find_lines, pair, said), "the size is told")
+        assert len(find_lines(pair, said)) <= 2  # of the attempt, and of the session
     assert pair.source.get_status()["owed"] >= 3
-    assert "write" not in (liar.asked.read_text() if liar.asked.exists() else "")
-    assert sum(said in line for line in read_log(pair.source)[lines:]) <= 2  # of the greeting, and of the session
+    assert "write" not in liar.asked.read_text()
     pair.destination.start()
     pair.link()
-    if "data_size" in sizes:  # with the key of the pair it took a session that the real peer knows nothing of
-        wait_until(lambda: pair.source.get_status()["verdict"] == "rolled_back", "the real peer is not trusted now")
-        pair.source.ask("resolve", operation="op-resolve", pair=pair.uuid, discard="destination")
+    # With the key of the pair the liar took sessions that the real peer knows nothing of.
+    wait_until(lambda: pair.source.get_status()["verdict"] == "rolled_back", "the real peer is not trusted now")
+    pair.source.ask("resolve", operation="op-resolve", pair=pair.uuid, discard="destination")
     pair.wait_synchronized()
     assert pair.source.read_store() == pair.destination.read_store()
 
