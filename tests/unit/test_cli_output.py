@@ -243,8 +243,8 @@ def test_status_tells_of_a_split_pair_both_sides_below_it(api: Api, capsys: pyte
     assert like(source, f"    alpha:v: {AT_SOURCE}")
     assert like(destination, f"    beta:w: {AT_DESTINATION}")
     assert disk == (
-        "! volume v: its disk failed to read 3 times, 2 times the other side's data was given instead, once a track was "
-        "written anew; look at the disk (dmesg, SMART) under /x/v.img"
+        "! volume v: its disk failed to read 3 times, 2 times the other side's data was given instead, once a track "
+        "was written anew; look at the disk (dmesg, SMART) under /x/v.img"
     )
 
 
