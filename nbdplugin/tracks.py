@@ -73,7 +73,9 @@ class Header:
     active: list[int] = dataclasses.field(default_factory=list)
 
     def encode(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
+        fields = {name: getattr(self, name) for name in _FIELDS}  # dataclasses.asdict copies deeply, and slowly
+        fields["planes"] = {name: {"value": fill.value, "since": fill.since} for name, fill in self.planes.items()}
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     def leave_pair(self) -> None:
         """What belongs to the pair goes; what belongs to the volume, its lineage and `incomplete`, stays."""
@@ -88,6 +90,9 @@ class Header:
         line = dict.fromkeys([self.generation, *also, *self.ancestors])
         self.ancestors = [item for item in line if item != name][:ANCESTORS]
         self.generation = name
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Header))
 
 
 def decode_header(payload: bytes) -> Header:

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import marshal
-import re
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +27,6 @@ from tests.sim.disk import A, B, Meta, Stores
 from tests.sim.model import FLIGHT, Model
 from tests.sim.rules import Rules
 
-NAME = re.compile(r"name-\d+")
 SESSIONS = ("session", "accepted")
 UNSEEN = {  # what nothing is decided by
     Core: {"counts", "link_error", "was_refused", "ending", "new_name", "max_waiters", "turn", "distrusts", "doubts"},
@@ -72,36 +70,42 @@ class Canon:
 
     def _freeze(self, value: Any, side: int, key: str = "") -> Any:
         """As it is, but for what has a relation to others."""
-        if value is None or value is True or value is False:
+        kind = type(value)
+        if value is None or kind is bool or kind is bytes:
             return value
-        if isinstance(value, str):
-            return self._name(value)
-        if isinstance(value, enum.Enum):
-            return value.name
-        if isinstance(value, int | float):
-            return value - self.last_session if key in SESSIONS and value else value
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, Bitmap):
-            return value.read_bits(0, value.size)
-        if isinstance(value, dict):
-            if key == "running":
-                return sorted((number - self.last_session, count) for number, count in value.items() if count)
-            return sorted((self._freeze(k, side), self._freeze(v, side)) for k, v in value.items())
-        if isinstance(value, set | frozenset):
-            return sorted(self._freeze(item, side) for item in value)
-        if isinstance(value, list | tuple):
+        if kind is str:
+            return self._name(value) if value.startswith("name-") else value
+        if key == "pages_since":
+            return self.changes[side][value]
+        if kind is int or kind is float:
+            return value - self.last_session if value and key in SESSIONS else value
+        if kind is dict:
+            return self._freeze_dict(value, side, key)
+        if kind is list or kind is tuple:
             return [self._freeze(item, side) for item in value]
-        if isinstance(value, tracks.Fill):
+        if kind is set or kind is frozenset:
+            return sorted(self._freeze(item, side) for item in value)
+        if kind is Bitmap:
+            return value.read_bits(0, value.size)
+        if kind is tracks.Fill:
             return value.value, self.changes[side][value.since]
-        if isinstance(value, tracks.Table):
+        if kind is tracks.Table:
             fields = vars(value) | {"sequence": self.changes[side][value.sequence]}
             for name in ("geometry", "volume", "marked"):
                 del fields[name]
             return [(name, self._freeze(field, side)) for name, field in fields.items()]
         return self._freeze_object(value, side)
 
+    def _freeze_dict(self, value: dict[Any, Any], side: int, key: str) -> Any:
+        if key == "running":  # callbacks by session
+            return sorted((number - self.last_session, count) for number, count in value.items() if count)
+        return sorted((self._freeze(k, side), self._freeze(v, side)) for k, v in value.items())
+
     def _freeze_object(self, value: Any, side: int) -> Any:
+        if isinstance(value, enum.Enum):
+            return value.name
+        if isinstance(value, tuple):
+            return [self._freeze(item, side) for item in value]
         if isinstance(value, Waiter):
             return "waiter", value.is_done
         if isinstance(value, Request):
@@ -120,7 +124,7 @@ class Canon:
         return type(value).__name__, [(name, self._freeze(getattr(value, name), side, name)) for name in names]
 
     def _name(self, text: str) -> str:
-        return NAME.sub(lambda match: f"#{self.names.setdefault(match[0], len(self.names))}", text)
+        return f"#{self.names.setdefault(text, len(self.names))}"
 
     # --- the metadata ---
 
@@ -139,12 +143,12 @@ class Canon:
 
     def _rank_changes(self, side: int) -> dict[int, int]:
         table = (self.world.core, self.world.target)[side].table
-        numbers = {0, -1, table.sequence, *(fill.since for fill in table.header.planes.values())}
+        numbers = {0, -1, table.sequence, *get_changes(table.header)}
         for image in self._get_images(self.world.machine.metas[side]):
             number, found = read_image(*image)
             numbers.add(number)
             if isinstance(found, tracks.Header):
-                numbers |= {fill.since for fill in found.planes.values()}
+                numbers.update(get_changes(found))
         return {number: rank for rank, number in enumerate(sorted(numbers))}
 
     def _draw_meta(self, side: int) -> Any:
@@ -238,6 +242,11 @@ class Canon:
             drawn.append((flow.__qualname__, frame.f_lasti, frozen))
             flow = flow.gi_yieldfrom
         return task.side, task.name, drawn
+
+
+def get_changes(header: tracks.Header) -> list[int]:
+    """The numbers of changes that a header names."""
+    return [header.pages_since, *(fill.since for fill in header.planes.values())]
 
 
 @functools.cache

@@ -6,14 +6,14 @@ one *rest*, where nothing more is possible, to the next, along *edges*.  From a 
 * each operation alone, to the next rest; a fault in each of its forms (see small.Small.get_variants);
 * n <= 2: each operation that is no fault, and after each of its steps each fault in each of its forms;
 * n <= 1: and after each of its steps each other operation, so that the two are under way together;
-* n = 0: and after each step of two operations that are under way together each fault, and after each step of what a
-  fault left under way each operation.
+* n = 0, with --deep: and after each step of two operations that are under way together each fault, and after each
+  step of what a fault left under way each operation.
 
-Orders of events: with n <= 1 all of ORDERS, with n = 2 and for three operations together the first.  Rests that canon
-cannot tell apart are one: what follows is run once, from the one that the fewest operations lead to.  An operation
-that neither does nor changes anything at that point (a second disconnect, a fetch with nothing invalid, a push with
-nothing to copy, ...) ends its edge.  After each step the rules are checked; from every new rest all heals, and both
-sides must become equal, Synchronized, and hold what model.Model allows.
+Orders of events (see small.Steps): with n = 0 all of ORDERS, with n = 1 two, with n = 2 and for three operations
+together one.  Rests that canon cannot tell apart are one: what follows is run once, from the one that the fewest
+operations lead to.  An operation that neither does nor changes anything at that point (a second disconnect, a fetch
+with nothing invalid, a push with nothing to copy, ...) ends its edge.  After each step the rules are checked; from
+every new rest all heals, and both sides must become equal, Synchronized, and hold what model.Model allows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.sim.model import Violation
 from tests.sim.small import FAULTS, NAMES, STARTS, Small
 
 LENGTH = 4
-OVERLAPS = 2  # operations that may lead to a rest from which two begin together
-TRIPLES = 1
+OVERLAPS = 2  # from rests that fewer operations lead to, two begin together
+ORDERS_AT = (4, 2)
 ORDERS = ((True, False), (False, True), (True, True), (False, False))
 PLAIN = tuple(name for name in NAMES if name not in FAULTS)
 CAUGHT = (Violation, PathError, AssertionError)
@@ -154,14 +154,14 @@ class Explorer:
         path: Path,
         seen: Container[bytes],
         final: set[bytes],
-        is_chosen: Callable[[str], bool],
+        is_deep: bool = False,
         is_hunting: bool = False,
     ) -> None:
         self.path = path
         self.rest = Rest(path)
         self.seen = seen
         self.final = final
-        self.is_chosen = is_chosen
+        self.is_deep = is_deep and path.length == 0 and LENGTH > 2
         self.is_hunting = is_hunting
         self.fresh: dict[bytes, Path] = {}
         self.violations: list[tuple[Path, str]] = []
@@ -177,12 +177,11 @@ class Explorer:
         return Outcome(list(self.fresh.items()), self.violations, self.counts)
 
     def _explore_pairs(self, first: str, length: int) -> None:
-        is_deep = self.path.length < TRIPLES and LENGTH > 2
         for cut in range(length):
             for second in NAMES if self.path.length < OVERLAPS else FAULTS:
                 moves = Move(0, first), Move(cut, second)
                 more = self._run(moves)
-                if is_deep and self.is_chosen(str(moves)):
+                if self.is_deep:
                     self._explore_triples(moves, more)
 
     def _explore_triples(self, moves: tuple[Move, ...], length: int) -> None:
@@ -193,8 +192,8 @@ class Explorer:
     def _run(self, moves: tuple[Move, ...]) -> int:
         """Each form of the last move, under each order of events that differs; the most steps after that move."""
         most = -1
-        is_short = len(moves) < 3 and self.path.length < OVERLAPS
-        for order in ORDERS if is_short else ORDERS[:1]:
+        is_short = len(moves) < 3 and self.path.length < len(ORDERS_AT) and not self.is_hunting
+        for order in ORDERS[: ORDERS_AT[self.path.length] if is_short else 1]:
             edge = Edge(*order, moves)
             world, length = self._follow(edge)
             had_choice = world.steps.had_choice
@@ -254,7 +253,7 @@ class Found(Exception):
 
     def __init__(self, path: Path, text: str) -> None:
         super().__init__(f"{text} [{path}]")
-        self.path = path
+        self.path, self.text = path, text
 
 
 def hunt(runs_most: int) -> Found | None:
@@ -262,11 +261,13 @@ def hunt(runs_most: int) -> Found | None:
     seen: set[bytes] = set()
     runs, levels = 0, [[Path(start) for start in STARTS], *([] for _ in range(LENGTH))]
     try:
+        for path in levels[0]:
+            _prepare(path)
         for level in levels[:LENGTH]:
             for path in level:
                 if runs >= runs_most:
                     return None
-                explorer = Explorer(path, seen, seen, lambda moves: False, is_hunting=True)
+                explorer = Explorer(path, seen, seen, is_hunting=True)
                 for digest, fresh in explorer.explore().fresh:
                     seen.add(digest)
                     levels[fresh.length].append(fresh)
@@ -276,11 +277,32 @@ def hunt(runs_most: int) -> Found | None:
     return None
 
 
+def _prepare(path: Path) -> None:
+    """Raises Found if the start itself cannot be made, which is a violation as well."""
+    try:
+        Small(path.start)
+    except CAUGHT as error:
+        raise Found(path, f"{type(error).__name__}: {error}") from None
+
+
+def try_path(path: Path) -> str:
+    """The violation that the path ends in, "" without one."""
+    try:
+        world = Small(path.start)
+        for edge in path.edges:
+            follow(world, edge)
+        world.heal()
+    except CAUGHT as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 class Search:
     """All rests, level by level: those that n operations lead to, before those that need more."""
 
-    def __init__(self, share: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, share: tuple[int, int] = (0, 1), is_deep: bool = False) -> None:
         self.share = share
+        self.is_deep = is_deep
         self.seen: set[bytes] = set()
         self.final: set[bytes] = set()
         self.levels: list[dict[bytes, Path]] = [{} for _ in range(LENGTH)]
@@ -308,9 +330,6 @@ class Search:
     def _is_mine(self, digest: bytes, number: int) -> bool:
         return number == 0 or int.from_bytes(digest[:4], "little") % self.share[1] == self.share[0]
 
-    def is_chosen(self, moves: str) -> bool:
-        return hash_text(moves) % self.share[1] == self.share[0]
-
     def _take(self, outcome: Outcome) -> None:
         self.counts.add(outcome.counts)
         self.violations += outcome.violations
@@ -328,17 +347,12 @@ class Search:
         )
 
 
-def hash_text(text: str) -> int:
-    """The same in every process."""
-    return sum(number * ord(letter) for number, letter in enumerate(text, 1))
-
-
 _SEARCH: Search | None = None
 
 
 def _explore(path: Path) -> Outcome:
     assert _SEARCH is not None
-    return Explorer(path, _SEARCH.seen, _SEARCH.final, _SEARCH.is_chosen).explore()
+    return Explorer(path, _SEARCH.seen, _SEARCH.final, _SEARCH.is_deep).explore()
 
 
 def replay(path: Path) -> list[str]:
@@ -362,6 +376,7 @@ def main() -> int:
     )
     parser.add_argument("--share", default="0/1", metavar="N/M", help="only each M-th rest, beginning with N")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--deep", action="store_true", help="also three operations under way together")
     parser.add_argument("--replay", metavar="PATH", help="print every event of one path, as a violation names it")
     options = parser.parse_args()
     if options.replay is not None:
@@ -369,7 +384,7 @@ def main() -> int:
         return 0
     begin = time.monotonic()
     number, _, of = options.share.partition("/")
-    search = Search((int(number), int(of)))
+    search = Search((int(number), int(of)), options.deep)
     search.run(options.workers, lambda text: print(text, flush=True))
     for path, text in search.violations[:50]:
         print(f"{text}\n    --replay '{path}'")

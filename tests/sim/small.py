@@ -163,6 +163,14 @@ class Steps(Machine):
         self.rng.value = Settled.value
 
 
+_LARGE = layout.TRACKS_PER_PAGE, layout.HEADER_SIZE, disk.EXTENT_SIZE, checkpoint.IDLE_CHECKPOINTS
+
+
+def grow() -> None:
+    """Undoes `shrink`."""
+    layout.TRACKS_PER_PAGE, layout.HEADER_SIZE, disk.EXTENT_SIZE, checkpoint.IDLE_CHECKPOINTS = _LARGE
+
+
 def shrink() -> None:
     """For this whole process."""
     world.shrink()
@@ -381,6 +389,8 @@ class Small(World):
         if core.session is not None:
             yield from modes.lose_session(core, core.session, "the connection broke")
         yield from self.establish(core)
+        if core.session is not None:
+            yield from self.keep_alive(core)
         late, self.machine.late = self.machine.late, []
         self.machine.net += late
 
