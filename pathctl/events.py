@@ -69,10 +69,9 @@ async def explain(node: Node, body: pairview.Which) -> dict[str, Any]:
     half = pairview.find(node, body.pair)
     # The peer is asked now: what was heard of it some seconds ago may be what has just changed.
     sample, _ = await asyncio.gather(pairview.look(node, half), peers.ping(node, half.peer))
-    if half.side == "source" and half.pair not in node.ended_there:
+    if half.side == "source" and sample.status is not None and sample.status.session is None:
         await pairview.ask_whether_there(node, [half])
-        if half.pair in node.ended_there:
-            sample = await pairview.look(node, half)
+        sample = await pairview.look(node, half)
     return {"why": msgspec.to_builtins(why.explain(_facts(node, half, sample)))}
 
 

@@ -372,7 +372,12 @@ def _check_forwarded(node: Node, peer: str, body: Any) -> None:
 
 
 async def show(node: Node, body: Which) -> dict[str, Any]:
-    return {"pair": await _shown(node, pairview.find(node, body.pair))}
+    half = pairview.find(node, body.pair)
+    shown = await _shown(node, half)
+    if shown["side"] == "source" and shown["state"] in apart.STATES:
+        await pairview.ask_whether_there(node, [half])  # somebody is going to decide by what the other side holds now
+        shown = await _shown(node, half)
+    return {"pair": shown}
 
 
 async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:

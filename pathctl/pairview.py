@@ -173,6 +173,8 @@ async def _look_here(node: Node, half: Half, number: int) -> Sample:
     found = await planes.look(node, half.volume)
     status = found.status
     is_known = status is not None and status.pair == half.pair
+    if is_known and status is not None and status.session is not None:
+        pairheld.forget(node, half.pair)  # a late answer to an old question says nothing any more
     is_ended = half.pair in node.ended_there
     facts = _facts(node, half, status if is_known else None)
     reason = half.entry.note if half.entry else None

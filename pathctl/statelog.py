@@ -5,6 +5,7 @@ one's.  A change that a command made is its caller's, whoever saw it first: the 
 changed have recorded him.
 """
 
+import json
 import time
 
 import msgspec
@@ -106,6 +107,9 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
             return actor.ITSELF, told.cause
         asked = actor.at_host(told.actor, told.host, node.host().name)
         return f"host {told.host}", f"{told.cause} (asked for by {asked})"
+    resolver = _resolving(node, pair.pair) if known.state in _APART else None
+    if resolver is not None:
+        return resolver, _command("pair.resolve")
     since: str = pair.state
     kind = _ASKED_AFTER.get(State(since))
     if kind is None and known.state is not None:
@@ -115,6 +119,15 @@ def _reason(node: Node, pair: shapes.Pair, known: Recorded, told: Told | None) -
     if found is not None and found.actor != actor.ITSELF:
         return found.actor, _command(found.cause)
     return actor.ITSELF, _cause(pair, known.state)
+
+
+def _resolving(node: Node, pair: str) -> str | None:
+    """Who asked for the resolve that has taken effect and is being recorded."""
+    for entry in node.db.journal():
+        is_it = (entry.pair, entry.verb, entry.role) == (pair, "pair.resolve", "coordinator")
+        if is_it and entry.state == "committed":
+            return str(json.loads(entry.spec).get("asked_by", actor.ITSELF))
+    return None
 
 
 def _asked(node: Node, pair: str, kind: str, since: str) -> shapes.Event | None:
