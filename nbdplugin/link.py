@@ -109,7 +109,7 @@ class Link:
         """Once, before the pair is committed; remembers the peer's lineage for the commit.
 
         `discard`: of a committed pair, whose two sides do not agree, the side whose data is about to give way.
-        Result: the session of the greeting, and the peer's generation and ancestors.
+        Result: the last session that the peer accepted, its generation and ancestors.
         """
         if self._core.table.header.pair != pair or self._address_pair != pair:
             raise Refused(f"the volume does not belong to pair {pair} or no address was given")
@@ -123,7 +123,8 @@ class Link:
             if found is None:
                 raise PeerRefused("the peer's answer has no lineage")
             self._peer_line = greeting.pair, found
-            return greeting.session, found
+            known = answer.get("session")
+            return known if isinstance(known, int) and 0 <= known < greeting.session else 0, found
 
     def get_peer_line(self, pair: str) -> tuple[str, ...]:
         """The peer's generation and ancestors as of `greet`; raises Refused without one."""

@@ -74,7 +74,7 @@ def _mark_side(
 ) -> Flow[None]:
     """Every track of the side invalid, and the path ready by command, in one durable header.
 
-    `accepted`: the session in which the peer gave its line, where what was known of it before does not count any more.
+    `accepted`: the last session the peer says it accepted, where what was known of it before does not count any more.
     """
     header, is_source = core.table.header, side == "source"
     clients = count_clients()
@@ -86,20 +86,23 @@ def _mark_side(
     if not is_source:
         _check_whole(core)
         yield from core.sync_store()  # last: from here on neither marks nor extents vouch for what was written
-    # From here on only the one write of the header: a failed sync before it writes marks, and they must not say it.
-    header.invalidate, header.committed, header.ready = side, True, True
-    header.operation = operation or header.operation
-    if accepted is not None:
-        header.accepted, header.epoch, header.doubtful, core.is_loss_untold = accepted, None, False, False
-    if is_source:
-        header.incomplete = False  # the invalid bits say it now, track by track
-        header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
-        header.peer_generation = header.generation
-    else:
-        header.take_generation(core.new_name(), peer_line[0])
-        header.peer_generation = None
-    core.extents.clear()
-    yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))
+
+    def build() -> Change:  # at once: neither another change of the table nor a greeting may say a part of this
+        header.invalidate, header.committed, header.ready = side, True, True
+        header.operation = operation or header.operation
+        if accepted is not None:
+            header.accepted, header.epoch, header.doubtful, core.is_loss_untold = accepted, None, False, False
+        if is_source:
+            header.incomplete = False  # the invalid bits say it now, track by track
+            header.generation, header.ancestors = peer_line[0], list(peer_line[1:])
+            header.peer_generation = header.generation
+        else:
+            header.take_generation(core.new_name(), peer_line[0])
+            header.peer_generation = None
+        core.extents.clear()
+        return core.table.build_fill(invalid=is_source, owed=not is_source)
+
+    yield from core.write_table(build)
     core.wake_all("path")
 
 
@@ -115,7 +118,7 @@ def resolve(
     """Ends a disagreement of the two sides: all that `discard` holds gives way to what the other one holds.
 
     As a commit, for a pair that is committed; the commit point of `pair resolve`.  `peer_line` and `accepted`: the
-    destination's generation and ancestors, and the session of the greeting that brought them.
+    destination's generation and ancestors, and the last session it accepted, from the greeting.
     """
     core.check_writable()
     _check_committed(core, pair)
@@ -151,14 +154,20 @@ def set_policy(core: Core, pair: str, on_path_loss: str) -> Flow[None]:
 def suspend(core: Core, pair: str) -> Flow[None]:
     """Path not ready by command; what is on both sides by now is recorded as such."""
     _check_committed(core, pair)
-    yield from _end_ready(core)
+    yield from _end_ready(core, is_last=False)
 
 
-def _end_ready(core: Core) -> Flow[None]:
+def _end_ready(core: Core, is_last: bool) -> Flow[None]:
+    """The checkpoint comes first: a peer that does not answer holds up nobody's requests then.
+
+    `is_last`: another one when nothing is written any more, since the pair ends and nothing owed will follow.
+    """
     header = core.table.header
+    yield from _checkpoint(core)
 
     def change() -> Flow[None]:
-        yield from checkpoint.checkpoint_or_note(core)
+        if is_last:
+            yield from checkpoint.checkpoint_or_note(core)
         was_ready, header.ready = header.ready, False  # before the session ends: nobody shall greet anew
         if core.session is not None:
             yield from core.end_session(core.session, "the path was suspended")
@@ -168,6 +177,15 @@ def _end_ready(core: Core) -> Flow[None]:
         core.wake_all("path")
 
     yield from _quiesced(core, change)
+
+
+def _checkpoint(core: Core) -> Flow[None]:
+    request = Request()
+    yield from core.admit(request)
+    try:
+        yield from checkpoint.checkpoint_or_note(core)
+    finally:
+        core.depart(request)
 
 
 def resume(core: Core, pair: str) -> Flow[None]:
@@ -188,7 +206,7 @@ def resume(core: Core, pair: str) -> Flow[None]:
 def stop(core: Core, pair: str) -> Flow[None]:
     """First step of a delete: checkpoint, session closed, not ready, durable."""
     if core.table.header.pair == pair:
-        yield from _end_ready(core)
+        yield from _end_ready(core, is_last=True)
 
 
 def disconnect(core: Core, pair: str) -> Flow[None]:

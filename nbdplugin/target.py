@@ -65,23 +65,31 @@ class Target:
         self.is_greeting = True
         try:
             verdict = lineage.judge(greeting, self._get_facts())
-            if verdict is Verdict.ACCEPTED and not (yield from self._open(greeting.session)):
+            session = greeting.session if greeting.committed else None
+            if verdict is Verdict.ACCEPTED and not (yield from self._open(session)):
                 return {"verdict": "busy", "message": "requests of an older session are still running at the peer"}
             return self._answer(verdict, greeting)
         finally:
             self.is_greeting = False
             self._wake()
 
-    def _open(self, session: int) -> Flow[bool]:
-        """Raises StoreFailed, with a new epoch for the next greeting."""
+    def _open(self, session: int | None) -> Flow[bool]:
+        """Raises StoreFailed, with a new epoch for the next greeting.
+
+        None: the source asks before it commits.  Nothing durable may change here then: were the number of a question
+        kept whose commit is not carried out, a side that was put back would no longer be known by its old one.
+        """
         header = self.table.header
         self.is_open = False
-        header.session = session  # from here on no older callback begins
-        yield from self._write_header()
-        while any(count for number, count in self.running.items() if number < session):
+        if session is not None:
+            header.session = session  # from here on no older callback begins
+            yield from self._write_header()
+        while any(count for number, count in self.running.items() if session is None or number < session):
             if not (yield from self._wait()):
                 return False
         yield from self._sync()  # what the source fetches from here on, and does not write itself, stays
+        if session is None:
+            return True
         self.running = {session: self.running.get(session, 0)}
         self.is_open = True
         return True

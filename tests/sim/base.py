@@ -9,6 +9,7 @@ from typing import Any
 from nbdplugin import actions
 from nbdplugin.core import Core
 from nbdplugin.target import Target
+from tests.sim import coverage
 from tests.sim.disk import Image, Stores
 from tests.sim.machine import Machine
 from tests.sim.model import Model
@@ -41,6 +42,8 @@ class Base:
     is_finishing = False
     is_settling = False
     doomed: set[int]
+    aim: coverage.Cell
+    is_aiming = False
     images: list[Image | None]
     operator: Generator[Any, Any, None] | None = None
     order: tuple[int, str, Callable[[], actions.Flow[Any]]] | None = None

@@ -85,10 +85,10 @@ class Operator(Threads):
     def make_resolved(self, core: Core, operation: str, pair: str, discard: str) -> actions.Flow[None]:
         if core.table.header.operation == operation:
             return
-        greeting, answer = yield from self._greet_once(core, discard)
+        answer = yield from self._greet_once(core, discard)
         line = (answer["generation"], *answer["ancestors"])
         clients = self.rng.choice((0, 0, 0, 1))
-        yield from modes.resolve(core, operation, pair, discard, lambda: clients, line, greeting.session)
+        yield from modes.resolve(core, operation, pair, discard, lambda: clients, line, answer["session"])
 
     def _greet_once(self, core: Core, discard: str | None = None) -> actions.Flow[Any]:
         self.is_greeting = True
@@ -100,7 +100,7 @@ class Operator(Threads):
         if greeting is None:
             raise PathError("busy")
         self.machine.end_conn(self.machine.conns.get(greeting.session))
-        return greeting, answer
+        return answer
 
     def _choose_side(self, core: Core) -> str:
         """The side to mark invalid; at times one that must be refused."""
@@ -157,7 +157,7 @@ class Operator(Threads):
     def make_ready(self, core: Core, pair: str) -> actions.Flow[None]:
         if core.table.header.committed:
             return
-        _, answer = yield from self._greet_once(core)
+        answer = yield from self._greet_once(core)
         clients = self.rng.choice((0, 0, 0, 1))
         yield from modes.commit(core, pair, lambda: clients, (answer["generation"], *answer["ancestors"]))
 

@@ -7,6 +7,7 @@ Each seed, and each phase of it, has its own mix of rates (swarm testing: Groce 
 from __future__ import annotations
 
 from nbdplugin.actions import Patience
+from tests.sim import coverage
 from tests.sim.base import Base
 from tests.sim.disk import A, B, Image
 from tests.sim.machine import FAULTS, Conn
@@ -60,7 +61,12 @@ class Faults(Base):
     def choose_profile(self) -> None:
         rng = self.rng
         kind = rng.random()
-        if kind < 0.35:
+        fault, state = self.aim
+        self.is_aiming = rng.random() < 0.6
+        self.machine.aim = fault if self.is_aiming else None
+        if self.is_aiming:
+            self.machine.rates = dict(coverage.LEADS.get(state, {}))
+        elif kind < 0.35:
             self.machine.rates = {}
         elif kind < 0.6:  # one fault, often: it meets states that pass quickly
             name = rng.choice(FAULTS)
@@ -172,7 +178,7 @@ class Faults(Base):
             header, other = views[side].header, views[1 - side].header
             image = self.images[side]
             if image is None:
-                if header.committed and rng.random() < 0.02:
+                if views[A].header.committed and header.pair is not None and rng.random() < 0.02:
                     self.images[side] = machine.metas[side].take_image(self.stores.get_durable(side))
                 continue
             is_same = image.view.header.pair == views[A].header.pair == views[B].header.pair

@@ -52,6 +52,9 @@ FAULTS = (
 )
 
 
+AIMED = 0.15  # how likely the fault is that a seed aims at, in the state it aims at
+
+
 class Greet(NamedTuple):
     """A greeting on a new meta connection.  Result: the answer; raises PeerLost."""
 
@@ -136,6 +139,8 @@ class Machine:
         self.now = 0
         self.rates: dict[str, float] = {}
         self.muted: tuple[str, ...] = ()
+        self.aim: str | None = None
+        self.is_aimed: Callable[[str], bool] = lambda name: False
         self.p_immediate = 0.8
         self.owners: list[Any] = [None, None]
         self.tasks: list[Task] = []
@@ -279,6 +284,8 @@ class Machine:
 
     def fault(self, name: str) -> bool:
         rate = self.rates.get(name, 0.0)
+        if name == self.aim and self.is_aimed(name):
+            rate = AIMED
         if rate and name not in self.muted and self.rng.random() < rate:
             self.on_fault(name)
             self.note(f"! {name}")

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterable
 
-from tests.sim.machine import FAULTS
-from tests.sim.world import STATES, Result, World
+from tests.sim import coverage
+from tests.sim.world import Result, World
 
 STEPS = 2_000
 SEEDS = 600
@@ -24,26 +24,13 @@ def run_seeds(seeds: Iterable[int], steps: int = STEPS, workers: int = 2) -> lis
         return pool.starmap(run_seed, [(seed, steps) for seed in seeds], chunksize=4)
 
 
-def sum_hits(results: list[Result]) -> dict[tuple[str, str], int]:
-    total: dict[tuple[str, str], int] = {}
-    for result in results:
-        for cell, count in result.hits.items():
-            total[cell] = total.get(cell, 0) + count
-    return total
-
-
-def draw_table(hits: dict[tuple[str, str], int]) -> str:
-    lines = [" " * 18 + "".join(f"{state:>14}" for state in STATES)]
-    lines += [f"{fault:18}" + "".join(f"{hits.get((fault, state), 0):14}" for state in STATES) for fault in FAULTS]
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=__doc__)
     parser.add_argument("--seed", type=int, help="one seed instead of many")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--least", type=int, default=0, help="how often each fault is to meet each state")
     parser.add_argument("--trace", action="store_true", help="print every event of --seed")
     parser.add_argument("--errors", action="store_true", help="print what requests and commands were answered")
     options = parser.parse_args()
@@ -56,7 +43,9 @@ def main() -> int:
             print("\n".join(trace or ()))
     else:
         results = run_seeds(range(options.first, options.first + options.seeds), options.steps)
-        print(draw_table(sum_hits(results)))
+        hits = coverage.sum_hits([result.hits for result in results])
+        print(coverage.draw_table(hits))
+        print("\n".join(coverage.find_missing(hits, options.least)))
     if options.errors:
         errors: dict[str, int] = {}
         for result in results:

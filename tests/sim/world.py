@@ -11,6 +11,7 @@ from nbdplugin import layout, transfer
 from nbdplugin.core import Core
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
+from tests.sim import coverage
 from tests.sim.client import Client
 from tests.sim.commands import Operator
 from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Image, Meta, Stores
@@ -19,18 +20,6 @@ from tests.sim.machine import Killed, Machine
 from tests.sim.model import Model, Violation
 from tests.sim.rules import Rules
 
-STATES = (
-    "unpaired",
-    "connected",
-    "suspended",
-    "not ready",
-    "push",
-    "pull",
-    "synchronized",
-    "quiescing",
-    "checkpointing",
-    "greeting",
-)
 SETTLE_STEPS = 30_000
 
 
@@ -72,6 +61,7 @@ class World(Client, Operator, Faults):
         self.model = Model(self.stores.cells[A])
         self.rules = Rules(self.stores, metas, self.model)
         self.machine.on_fault = self.count_fault
+        self.machine.is_aimed = lambda name: name == self.aim[0] and self.aim[1] in self.get_states()
         self.machine.on_lost = lambda side, lost: self.rules.note_lost(side, lost, self.machine.now)
         self.machine.on_push = self.rules.check_push
         self.hits: dict[tuple[str, str], int] = {}
@@ -79,6 +69,7 @@ class World(Client, Operator, Faults):
         self.doomed: set[int] = set()
         self.images: list[Image | None] = [None, None]
         self.max_active = rng.randint(2, 4)
+        self.aim = coverage.get_aim(seed)
         self.choose_profile()
         self.start(A)
         self.start(B)
@@ -144,7 +135,8 @@ class World(Client, Operator, Faults):
         elif not header.ready:
             states.append("suspended")
         elif core.session is None:
-            states.append("not ready")
+            name = "refused" if self.rules.is_split() else "halted" if core.is_strict else "not ready"
+            states.append(name)
         elif core.table.owed.count or core.table.invalid.count:
             states += ["push"] * (core.table.owed.count > 0) + ["pull"] * (core.table.invalid.count > 0)
         else:
