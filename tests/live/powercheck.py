@@ -53,6 +53,7 @@ class Checker:
         self.ran = ran
         self.states = 0
         self.differing = 0
+        self.whole = 0  # states with a destination that calls itself complete
 
     def check(self, state: State) -> None:
         """Raises AssertionError naming the state."""
@@ -81,6 +82,8 @@ class Checker:
             if here.header.pair is None:
                 assert not here.invalid.count, "tracks are invalid after the end"
             self._check_history(state, here, source, destination)
+            if not there.header.incomplete and there.header.generation != self.ran.old_generation:
+                self._check_whole(state, destination)
 
     def _check_equal(self, here: Table, source: bytearray, destination: bytearray) -> None:
         """Rule 2."""
@@ -104,6 +107,16 @@ class Checker:
         greeting = ended.value.value
         verdict = lineage.judge(greeting, Target(there, lambda: str(uuid.uuid4()))._get_facts())
         assert verdict is Verdict.ACCEPTED, f"the destination would refuse its source: {verdict}"
+
+    def _check_whole(self, state: State, destination: bytearray) -> None:
+        """A destination that calls itself complete may be promoted: nothing in it is of before the pair, or half."""
+        for index, spot in enumerate(SPOTS):
+            for at in range(SECTORS):
+                low, sector = index * SPOT + at * SECTOR, spot // SECTOR + at
+                number = find_number(destination[low : low + SECTOR], sector)
+                may = {wrote.number for wrote in self.ran.history.sectors[sector] if wrote.begun_ns < state.instant_ns}
+                assert number in may, f"sector {sector} of a complete destination holds write {number}"
+        self.whole += 1
 
     def _check_history(self, state: State, here: Table, source: bytearray, destination: bytearray) -> None:
         """Rules 4, 5 and 6: what the host reads after recovery is what it was promised."""

@@ -32,12 +32,14 @@ class Figures:
     sync_points: int = 0
     states: int = 0
     differing: int = 0
+    whole: int = 0
     revived: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.runs} runs, {self.entries} writes and syncs, {self.sync_points} sync points looked at, "
-            f"{self.states} states opened and checked with {self.differing} differing tracks found marked, "
+            f"{self.states} states opened and checked with {self.differing} differing tracks found marked and "
+            f"{self.whole} destinations that are complete, "
             f"{self.revived} of them revived with real processes"
         )
 
@@ -66,6 +68,7 @@ def try_run(ran: Ran, folder: Path, figures: Figures, share: float, torn: int, r
     figures.sync_points += replay.sync_points
     figures.states += checker.states
     figures.differing += checker.differing
+    figures.whole += checker.whole
     figures.revived += len(kept)
 
 

@@ -49,6 +49,7 @@ class Ran:
     committed_ns: int = 0
     parted_ns: int = 0
     pair: str = ""
+    old_generation: str = ""  # of the destination, before it was one
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -244,6 +245,7 @@ class PowerRun:
                     self.history.begin(spot // SECTOR, SECTORS, Wrote(number, 0, 0, True))
 
     def _live(self, stack: contextlib.ExitStack) -> None:
+        self.ran.old_generation = self.destination.get_status()["generation"]
         self.pair.connect(self.invalid)
         self._link()
         self.source.ask("set", copy_rate_bytes_s=MIB)
