@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -81,6 +82,7 @@ def main() -> int:
     parser.add_argument("--torn", type=int, default=4, help="torn states before each sync point")
     parser.add_argument("--revived", type=int, default=10, help="states of each run that real processes are started on")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends, what was written goes
     figures, start = Figures(), time.monotonic()
     for number in range(options.runs):
         seed = options.seed + number
