@@ -267,7 +267,10 @@ def connect(pair: Pair, export: str) -> nbd.NBD:
 
 def greet(pair: Pair, message: Any) -> Any:
     """The answer to a message on a connection of its own."""
-    handle = connect(pair, "meta")
+    return ask(connect(pair, "meta"), message)
+
+
+def ask(handle: nbd.NBD, message: Any) -> Any:
     handle.pwrite(sealed(json.dumps(message).encode()), 0)
     reply = handle.pread(16 << 10, 0)
     return json.loads(reply[LENGTH.size : LENGTH.size + LENGTH.unpack_from(reply)[0]])
@@ -364,6 +367,39 @@ def test_a_message_that_is_none_is_an_error_and_nothing_else(live: Pair) -> None
             handle.pwrite(sealed(b"{}"), 512) if change == "pwrite" else getattr(handle, change)(512, 0)
     assert "Traceback" not in (live.destination.folder / "destination.log").read_text()
     check_undisturbed(live, before, session)
+
+
+LINES: list[dict[str, Any]] = [
+    {},
+    {"generation": "g"},
+    {"generation": "g", "ancestors": "abc"},
+    {"generation": 5, "ancestors": []},
+    {"generation": "", "ancestors": []},
+    {"generation": LONG, "ancestors": []},
+    {"generation": "g", "ancestors": ["h"] * 9},
+    {"generation": "g", "ancestors": [None]},
+]
+
+
+def test_a_lineage_that_makes_no_sense_is_refused_also_in_a_session_of_its_own(live: Pair) -> None:
+    before = get_facts(live.destination)
+    live.source.kill()
+    handle = connect(live, "meta")
+    session = live.destination.get_status()
+    greeting = {"op": "greet", "pair": live.uuid, "size": SIZE, "track_size": TRACK, "protocol": 2, "oldest": 1}
+    greeting |= {"session": session["last_session"] + 1, "accepted": session["last_session"], "committed": True}
+    greeting |= {"invalidate": "destination", "differs": True}
+    greeting |= {"generation": before["generation"], "ancestors": before["ancestors"]}
+    assert ask(handle, greeting)["verdict"] == "accepted"
+    for line in LINES:
+        answer = ask(handle, {"op": "complete"} | line)
+        assert (answer["ok"], "lineage" in answer["message"]) == (False, True), line
+    assert ask(handle, {"op": "splendid"})["ok"] is False
+    assert get_facts(live.destination) == before
+    live.source.start()
+    live.link()
+    live.wait_synchronized()  # the other one's messages were refused: it has changed nothing
+    assert live.source.read_store() == live.destination.read_store()
 
 
 OUTSIDE = [(SIZE, 512), (SIZE - 512, 1024), (SIZE * 4, 4096), ((1 << 63) - 512, 512), ((1 << 64) - 512, 512)]
