@@ -24,6 +24,7 @@ from live.faultdisk import PUNCH, SIZE, SYNC, WRITE, Entry, FaultDisk
 from waiting import wait_until
 
 VOLUME = 48 << 20
+INSTANTS = 9
 FILES = ("va.img", "va.meta", "vb.img", "vb.meta")
 CASES = [
     *(("synchronized", "alpha"), ("synchronized", "beta"), ("suspended", "alpha")),
@@ -200,16 +201,16 @@ def restore(story: Story, images: dict[str, bytearray]) -> None:
                         file.write(image[at : at + 4096])
 
 
-def check_files(story: Story, promised: dict[str, tuple[int, str]]) -> None:
-    """Mounted, so that the journal is replayed; then whole, and clean."""
-    subprocess.run(["mount", story.device(), story.place], check=True, timeout=60)
+def check_files(story: Story, promised: dict[str, tuple[int, str]], device: str) -> None:
+    """Mounted, so that the journal is replayed; then whole, and clean.  `device`: or a file."""
+    subprocess.run(["mount", device, story.place], check=True, timeout=60)
     try:
         for name, (length, digest) in promised.items():
             data = (story.place / name).read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (length, digest), name
     finally:
         subprocess.run(["umount", story.place], check=True, timeout=60)
-    checked = subprocess.run(["e2fsck", "-fn", story.device()], capture_output=True, text=True, timeout=60, check=False)
+    checked = subprocess.run(["e2fsck", "-fn", device], capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
@@ -219,6 +220,20 @@ def choose_instant(story: Story, phase: str, rng: random.Random) -> int:
     low, high = story.begun[phase], story.begun[following]
     stamps = [entry.stamp_ns for entry in story.entries if entry.kind == SYNC and low < entry.stamp_ns < high]
     return rng.choice(stamps[len(stamps) // 4 :])
+
+
+def test_every_fsynced_file_is_whole_in_what_the_source_alone_has_at_many_instants(
+    story: Story, tmp_path: Path
+) -> None:
+    """Its image is mounted as it is, without a process: the destination was the invalid one."""
+    seed = int(os.environ.get("PATHCTL_SEED", random.randrange(1 << 20)))
+    instants = int(os.environ.get("PATHCTL_INSTANTS", INSTANTS))
+    print("seed", seed)
+    rng, image = random.Random(seed), tmp_path / "image"
+    for number in range(instants):
+        instant_ns = choose_instant(story, ("synchronized", "suspended", "copying")[number % 3], rng)
+        image.write_bytes(build_images(story.entries, instant_ns, rng)["va.img"])
+        check_files(story, story.read_promises(instant_ns), str(image))
 
 
 @pytest.mark.parametrize(("phase", "first"), CASES)
@@ -235,12 +250,12 @@ def test_every_fsynced_file_is_whole_after_both_hosts_lost_power(story: Story, p
         hosts[0].start()
         if first == "alpha":
             wait_until(lambda: story.alpha.volume("va")["device"] and story.alpha.volume("va")["pid"], "attached again")
-            check_files(story, promised)
+            check_files(story, promised, story.device())
         hosts[1].start()
         story.alpha.call("pair.set", pair="va", copy_rate_bytes_s=None)
         story.alpha.call("pair.resume", pair="va")
         wait_until(lambda: story.state() == "Synchronized", "the two find together again", 60)
-        check_files(story, promised)
+        check_files(story, promised, story.device())
         wait_until(lambda: story.state() == "Synchronized", "it is Synchronized again", 60)
     finally:
         for daemon in hosts:
