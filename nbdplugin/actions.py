@@ -43,6 +43,7 @@ class Patience(enum.Enum):
     SHORT = enum.auto()
     FETCH = enum.auto()
     COMMAND = enum.auto()
+    BRIEF = enum.auto()  # a moment in which host requests may be held up
 
 
 class Wait(NamedTuple):

@@ -156,15 +156,24 @@ class Core:
                 self.wake_all("idle")
 
     def quiesce(self) -> Flow[None]:
-        """Admits nothing new and waits until nothing is in flight; raises PathError when that takes too long."""
+        """Admits nothing new and waits until nothing is in flight; raises PathError when that takes too long.
+
+        What waits for a peer that does not answer does not hold up the others for long: the session ends.
+        """
         while self.is_quiesced:
             if not (yield from self.wait("admission", Patience.COMMAND)):
                 raise PathError("another change of this volume is still under way; try again")
         self.is_quiesced = True
+        patience = Patience.BRIEF
         while self.in_flight:
-            if not (yield from self.wait("idle", Patience.COMMAND)):
+            if (yield from self.wait("idle", patience)):
+                continue
+            if patience is Patience.COMMAND:
                 self.resume_admission()
                 raise PathError("requests in flight did not end in time; nothing was changed")
+            patience = Patience.COMMAND
+            if self.session is not None:
+                yield from self.end_session(self.session, "the peer did not answer while the pair was to be changed")
 
     def resume_admission(self) -> None:
         self.is_quiesced = False

@@ -16,6 +16,7 @@ from nbdplugin.actions import Flow, Patience, Wait, Waiter
 
 T = TypeVar("T")
 _SHORT_LIMIT_S = 600.0
+_BRIEF_LIMIT_S = 0.5
 
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Engine:
         self.lock = threading.Lock()
         self._owner = owner
         self._hands = hands
-        self._patience_s = {Patience.SHORT: _SHORT_LIMIT_S, **patience_s}
+        self._patience_s = {Patience.SHORT: _SHORT_LIMIT_S, Patience.BRIEF: _BRIEF_LIMIT_S, **patience_s}
 
     def set_patience(self, patience_s: dict[Patience, float]) -> None:
         """For the waits that begin from now on."""
@@ -91,6 +92,8 @@ class Engine:
         event = action.waiter.event
         if event is None:
             return True
+        if action.patience is Patience.BRIEF:
+            start = time.monotonic()  # of this wait, not of what came before
         limit = start + self._patience_s[action.patience] - time.monotonic()
         if event.wait(max(limit, 0)):
             return True

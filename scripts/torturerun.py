@@ -18,7 +18,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import mmap
 import os
 import random
 import shutil
@@ -365,14 +364,12 @@ def find_lost(image: Path, folder: Path, size: int) -> list[str]:
     models = {}
     for writer in range(WRITERS):
         models[writer] = torturedata.replay(writer, torturedata.read_log(folder / f"writer-{writer}.log"))
-    with image.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as data:
-        faults = (
-            models[writer].find_fault(
-                cell * torturedata.CELL, data[cell * torturedata.CELL : (cell + 1) * torturedata.CELL]
-            )
-            for cell, writer in torturedata.walk(WRITERS, size)
-        )
-        return [fault for fault in faults if fault is not None]
+    data = memoryview(image.read_bytes())
+    faults = (
+        models[writer].find_fault(cell * torturedata.CELL, data[cell * torturedata.CELL :][: torturedata.CELL])
+        for cell, writer in torturedata.walk(WRITERS, size)
+    )
+    return [fault for fault in faults if fault is not None]
 
 
 # -- the report

@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,34 @@ def test_a_cut_is_noticed_and_the_writes_that_waited_complete_here(scene: Scene,
     print(f"{reader.count} reads meanwhile, the longest took {reader.longest_s:.2f} s")
     assert reader.count > 10
 
+    scene.lab.heal()
+    scene.alpha.call("pair.resume", pair=scene.name)
+    wait_for(scene, "Synchronized")
+    assert find_differing(scene) == []
+
+
+def test_a_suspend_within_a_cut_that_is_not_noticed_yet_holds_up_no_read(scene: Scene) -> None:
+    for host in (scene.alpha, scene.beta):
+        ask(host, scene.name, op="limits", link_timeout_s=20)
+    for command in ("pair.suspend", "pair.resume"):  # for the next session
+        scene.alpha.call(command, pair=scene.name)
+    wait_for(scene, "Synchronized")
+    device = str(scene.alpha.run_file(f"dev/{scene.name}"))
+    scene.lab.cut()
+    write = start_write(scene, 0)
+    with scene.alpha.image(scene.name).open("rb") as store, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: store.seek(0) == 0 and any(store.read(4096)), "the write is under way", LIMIT_S)
+        start = time.monotonic()
+        suspend = pool.submit(scene.alpha.call, "pair.suspend", pair=scene.name)
+        wait_until(lambda: time.monotonic() - start > 1.0, "the command has come as far as it can", LIMIT_S)
+
+        read_device(device, SIZE // 2, 4096)
+
+        assert write.poll() is None  # it waits for the peer yet: nothing but the read's own was waited for
+        suspend.result(LIMIT_S)
+    print(f"suspended after {time.monotonic() - start:.2f} s")
+    assert write.wait(LIMIT_S) == 0
+    assert get_pair(scene)["state"] == "Suspended"
     scene.lab.heal()
     scene.alpha.call("pair.resume", pair=scene.name)
     wait_for(scene, "Synchronized")
