@@ -111,7 +111,7 @@ SITUATIONS: Mapping[Situation, Text] = {
     ),
     Situation.ENDED_THERE: Text(
         "Host {peer} has no such pair any more; this half of it is left over, and nothing is copied.",
-        "Nothing happens by itself. Free this half, the volume stays: the command below" + _FREE + "{ways}",
+        "Nothing happens by itself. Free this half, the volume stays: the command below" + _FREE + "{goes_on}",
         _HALF,
         cause="The pair was ended at {peer} without this host (`pair delete --half`, or {peer} was set up anew).",
     ),
@@ -409,6 +409,7 @@ def _names(facts: Facts) -> dict[str, str]:
         "heard_s": "a moment" if (facts.heard_s or 0) < 2 else units.format_duration(facts.heard_s or 0),
         "loss": _loss(facts, destination),
         "ways": _ways(facts),
+        "goes_on": f" Or let the pair go on.{_ways(facts)}" if pair.sides is not None else "",
         "read_errors": str(facts.read_errors),
         "peer_reads": str(facts.peer_reads),
         "repaired_tracks": str(facts.repaired_tracks),
