@@ -168,6 +168,58 @@ def test_without_the_other_host_nothing_is_resolved_and_it_is_said_so(hosts):
     beta.start()
 
 
+def test_a_volume_that_is_another_one_by_now_is_told_before_it_is_overwritten(hosts):
+    alpha, beta = hosts
+    splits.make_pair(alpha, beta)
+    alpha.kill()
+    beta.call("pair.delete", pair="vb", half=True)
+    beta.call("volume.delete", name="vb")
+    alpha.start()
+    wait_state(alpha, "Refused")
+    assert "host beta has no volume vb any more" in refused(alpha, "va", "destination").message
+    beta.call("volume.create", name="vb", size=SIZE)
+    wait_state(alpha, "Split")
+    for discard, kept in (("source", "beta:vb"), ("destination", "alpha:va")):
+        loses = resolve(alpha, "va", discard, dry_run=True)["plan"]["loses"]
+        assert any("share no history" in said and f"see that {kept} is" in said for said in loses)
+    resolve(alpha, "va", "destination")
+    check_equal(alpha, beta, track(alpha, "va", 2), track(alpha, "va", 1))
+
+
+def test_a_split_pair_can_be_deleted_at_the_host_that_has_freed_its_half(hosts):
+    alpha, beta = hosts
+    splits.make_pair(alpha, beta)
+    splits.part(alpha, beta)
+    wait_state(beta, "Split")
+    beta.call("pair.delete", pair="vb", force=True)
+    assert (alpha.rows(), beta.rows()) == ([{"volume": "va"}], [{"volume": "vb"}])
+    assert [volume["incomplete"] for volume in (alpha.volume("va"), beta.volume("vb"))] == [False, False]
+
+
+def test_while_a_pair_is_resolved_other_commands_are_told_so(hosts):
+    alpha, beta = hosts
+    splits.make_pair(alpha, beta)
+    splits.part(alpha, beta)
+    runner, pause, found = begin(alpha, beta, "alpha resolve.link", "destination")
+    for verb, fields in (
+        ("pair.suspend", {}),
+        ("pair.set", {"copy_rate_bytes_s": 0}),
+        ("pair.delete", {}),
+        ("pair.resolve", {"discard": "source"}),
+    ):
+        with pytest.raises(PathctlError, match="is being resolved") as caught:
+            alpha.call(verb, pair="va", **fields)
+        assert caught.value.code == ErrorCode.REFUSED
+    for verb, fields in (("attach", {"volume": "vb"}), ("volume.accept", {"name": "vb"})):
+        with pytest.raises(PathctlError) as caught:
+            beta.call(verb, **fields)
+        assert caught.value.code == ErrorCode.REFUSED
+    pause.unlink()
+    runner.join(60)
+    assert found[0]["resolved"]["discarded"] == "destination"
+    check_equal(alpha, beta, b"A", track(alpha, "va", 1))
+
+
 # set back to an older copy
 
 
