@@ -129,7 +129,7 @@ class Judge:
         behind_s = overlap(self._flushes, record) if self._who(record) == "device" and record.kind != "f" else 0.0
         if behind_s > STALL_S:
             found.behind_s, taken_s = max(found.behind_s, behind_s), taken_s - behind_s
-        since_s = None if record.kind == "r" or taken_s <= STALL_S else self._since_onset(record)
+        since_s = None if record.kind == "r" else self._since_onset(record)
         if since_s is not None:
             found.mirrored_s = max(found.mirrored_s, since_s)
             bound_s, counted_s = self._limit_s, since_s
