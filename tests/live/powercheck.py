@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live.powerhistory import SECTOR, find_number
+from live.powerhistory import FOREVER, SECTOR, find_number
 from live.powerrun import NAMES, SECTORS, SPOT, SPOTS, TRACK, Ran
 from live.powerstates import State
 
@@ -53,6 +53,10 @@ class Checker:
         self.ran = ran
         self.states = 0
         self.differing = 0
+        self._begun_ns: dict[tuple[int, int | None], int] = {}  # by sector and write
+        for sector, writes in ran.history.sectors.items():
+            for wrote in reversed(writes):
+                self._begun_ns[sector, wrote.number] = wrote.begun_ns
         self.whole = 0  # states with a destination that calls itself complete
 
     def check(self, state: State) -> None:
@@ -114,8 +118,8 @@ class Checker:
             for at in range(SECTORS):
                 low, sector = index * SPOT + at * SECTOR, spot // SECTOR + at
                 number = find_number(destination[low : low + SECTOR], sector)
-                may = {wrote.number for wrote in self.ran.history.sectors[sector] if wrote.begun_ns < state.instant_ns}
-                assert number in may, f"sector {sector} of a complete destination holds write {number}"
+                begun_ns = self._begun_ns.get((sector, number), FOREVER)
+                assert begun_ns < state.instant_ns, f"sector {sector} of a complete destination holds write {number}"
         self.whole += 1
 
     def _check_history(self, state: State, here: Table, source: bytearray, destination: bytearray) -> None:

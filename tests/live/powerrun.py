@@ -301,8 +301,8 @@ class PowerRun:
             wait_until(lambda: sum(writer.done for writer in writers) >= goal, "some are written", 0.5)
 
     def _harm(self, writers: list[Writer]) -> None:
-        kinds = ("kill_source", "kill_destination", "cut", "freeze", "suspend", "rate", "sync")
-        what = self._rng.choices(kinds, (3, 3, 4, 1, 3, 3, 3))[0]
+        kinds = ("kill_source", "kill_destination", "cut", "freeze", "suspend", "rate", "sync", "policy")
+        what = self._rng.choices(kinds, (3, 3, 4, 1, 3, 3, 3, 2))[0]
         self.ran.faults.append(what)
         uuid = self.pair.uuid
         if what == "kill_source":
@@ -328,6 +328,8 @@ class PowerRun:
             self.source.ask("suspend", operation="s", pair=uuid)
             self._some_writes(writers)
             self.source.ask("resume", operation="r", pair=uuid)
+        elif what == "policy":
+            self.source.ask("policy", pair=uuid, on_path_loss=self._rng.choice(["stop", "continue"]))
         elif what == "sync":
             self.disk.fail("destination.img", "sync", count=1)
             self._some_writes(writers)
