@@ -246,7 +246,7 @@ def test_a_cut_is_noticed_and_the_writes_that_waited_complete_here(scene: Scene,
 
 def test_a_suspend_within_a_cut_that_is_not_noticed_yet_holds_up_no_read(scene: Scene) -> None:
     for host in (scene.alpha, scene.beta):
-        ask(host, scene.name, op="limits", link_timeout_s=20)
+        ask(host, scene.name, op="limits", link_timeout_s=10)
     for command in ("pair.suspend", "pair.resume"):  # for the next session
         scene.alpha.call(command, pair=scene.name)
     wait_for(scene, "Synchronized")
