@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from nbdplugin import requests
@@ -11,6 +12,12 @@ from nbdplugin.geometry import Span
 from nbdplugin.requests import HostWrite
 from tests.sim.base import Base
 from tests.sim.disk import CELL, PER_TRACK, A
+
+Then = Callable[["Exception | None"], None]
+
+
+def ignore(error: Exception | None) -> None:
+    """Nobody asks how the request ended."""
 
 
 class Client(Base):
@@ -38,7 +45,7 @@ class Client(Base):
         else:
             self._spawn_flush(core)
 
-    def _spawn_read(self, core: Core, cells: range) -> None:
+    def _spawn_read(self, core: Core, cells: range, then: Then = ignore) -> None:
         read = self.model.start_read(cells, self.machine.now)
 
         def end(value: Any, error: Exception | None) -> None:
@@ -47,11 +54,12 @@ class Client(Base):
                 self.model.end_read(read, value, core.failed is not None)
             else:
                 self.model.drop_read(read)
+            then(error)
 
         name = f"read {cells.start}+{len(cells)}"
         self.machine.spawn(A, name, requests.read(core, cells.start * CELL, len(cells) * CELL), end)
 
-    def _spawn_write(self, core: Core, cells: range) -> None:
+    def _spawn_write(self, core: Core, cells: range, then: Then = ignore) -> None:
         rng, now = self.rng, self.machine.now
         sessions = core.counts.sessions if core.session is None else -1
         kind = Kind.TRIM if rng.random() < 0.12 else Kind.WRITE
@@ -76,6 +84,7 @@ class Client(Base):
                         self.rules.check_fua(part)
                 else:
                     self.model.fail(write, self.machine.now)
+            then(error)
 
         data = None if is_zero else (value,) * len(cells)
         item = HostWrite(kind, cells.start * CELL, len(cells) * CELL, data, rng.random() < 0.1)

@@ -77,7 +77,7 @@ class Operator(Threads):
         self.resolves += 1
         operation = f"resolve-{self.resolves}"
         refusal = yield from self.command(
-            A, "resolve", lambda: self.make_resolved(self._get_core(), operation, pair, discard)
+            A, "resolve", lambda: self.make_resolved(self._get_core(), operation, pair, discard), 1000
         )
         if refusal is not None and self.is_settling:
             yield from self.delete(pair)
@@ -120,7 +120,8 @@ class Operator(Threads):
 
     def command(self, side: int, name: str, make: Callable[[], actions.Flow[Any]], tries: int = 50) -> Any:
         """Repeated until it is answered; an operator restarts what has failed.  Result: the refusal, or None."""
-        for _ in range(tries):
+        while tries > 0:
+            tries -= self.broken is None  # else it may well fail until all is healed
             error = yield side, name, make
             if error is None or isinstance(error, Refused):
                 return error

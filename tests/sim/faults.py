@@ -172,6 +172,8 @@ class Faults(Base):
         """A side is put back to what it was before the last session of both: that is for the greeting to notice."""
         machine, rng = self.machine, self.rng
         views = [machine.metas[side].durable for side in (A, B)]
+        if machine.metas[A].unsynced:
+            return
         if views[A].header.pair is None:
             self.images = [None, None]
         for name, side in ROLLS.items():

@@ -86,7 +86,12 @@ class Rules:
         self.model.reverts.clear()
         if side == A:
             self.model.switch(list(self.stores.cells[A]), now)
-        self._forget_peer(self.view)
+            self._forget_peer(self.view)
+            return
+        invalid = self.view.invalid | (0 if self.core is None else self._get_invalid(self.core))
+        for track in range(self.metas[A].tracks):
+            if invalid >> track & 1:
+                self.model.doubt(self._get_cells(track))  # what was fetched before may still be stored
 
     def note_power_loss(self, losses: dict[int, Lost], now: int) -> None:
         """These sides' hosts, whose processes are dead, forgot what was not durable."""

@@ -9,19 +9,20 @@ import time
 from collections.abc import Iterable
 
 from tests.sim import coverage
-from tests.sim.world import Result, World
+from tests.sim.world import Result as Result
+from tests.sim.world import World
 
 STEPS = 2_000
 SEEDS = 600
 
 
-def run_seed(seed: int, steps: int = STEPS, trace: list[str] | None = None) -> Result:
-    return World(seed, trace).run(steps)
+def run_seed(seed: int, steps: int = STEPS, trace: list[str] | None = None, is_live: bool = False) -> Result:
+    return World(seed, trace, is_live).run(steps)
 
 
-def run_seeds(seeds: Iterable[int], steps: int = STEPS, workers: int = 2) -> list[Result]:
+def run_seeds(seeds: Iterable[int], steps: int = STEPS, workers: int = 2, is_live: bool = False) -> list[Result]:
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        return pool.starmap(run_seed, [(seed, steps) for seed in seeds], chunksize=4)
+        return pool.starmap(run_seed, [(seed, steps, None, is_live) for seed in seeds], chunksize=4)
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--live", action="store_true", help="then heal all but one thing: what can go on must go on")
     parser.add_argument("--least", type=int, default=0, help="how often each fault is to meet each state")
     parser.add_argument("--trace", action="store_true", help="print every event of --seed")
     parser.add_argument("--errors", action="store_true", help="print what requests and commands were answered")
@@ -38,11 +40,11 @@ def main() -> int:
     if options.seed is not None:
         trace: list[str] | None = [] if options.trace else None
         try:
-            results = [run_seed(options.seed, options.steps, trace)]
+            results = [run_seed(options.seed, options.steps, trace, options.live)]
         finally:
             print("\n".join(trace or ()))
     else:
-        results = run_seeds(range(options.first, options.first + options.seeds), options.steps)
+        results = run_seeds(range(options.first, options.first + options.seeds), options.steps, is_live=options.live)
         hits = coverage.sum_hits([result.hits for result in results])
         print(coverage.draw_table(hits))
         print("\n".join(coverage.find_missing(hits, options.least)))

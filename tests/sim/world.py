@@ -12,10 +12,9 @@ from nbdplugin.core import Core
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
 from tests.sim import coverage
-from tests.sim.client import Client
 from tests.sim.commands import Operator
 from tests.sim.disk import CELL, PER_TRACK, TRACK_SIZE, A, B, Image, Meta, Stores
-from tests.sim.faults import Faults
+from tests.sim.live import EVENTS, Liveness, choose_broken
 from tests.sim.machine import Killed, Machine
 from tests.sim.model import Model, Violation
 from tests.sim.rules import Rules
@@ -40,12 +39,13 @@ class Result:
     errors: dict[str, int]
 
 
-class World(Client, Operator, Faults):
+class World(Operator, Liveness):
     """One run; see `step` for what can happen."""
 
-    def __init__(self, seed: int, trace: list[str] | None = None) -> None:
+    def __init__(self, seed: int, trace: list[str] | None = None, is_live: bool = False) -> None:
         shrink()
         self.seed = seed
+        self.is_live = is_live
         self.rng = rng = random.Random(seed)
         tracks = rng.randint(16, 32)
         self.count = tracks * PER_TRACK - rng.choice((0, 0, 1, 3))
@@ -161,7 +161,9 @@ class World(Client, Operator, Faults):
             if machine.owners[side] is not None:
                 self.kill(side)
         self.doomed.clear()
-        if not self.is_settling:
+        if self.broken is not None:
+            self.keep_part()
+        elif not self.is_settling:
             self.break_something()
         if rng.random() < self.client_weight and self._can_serve() and self.clients < self.most_clients:
             self.spawn_client()
@@ -177,7 +179,7 @@ class World(Client, Operator, Faults):
 
     def _is_order_wanted(self) -> bool:
         """Commands on a committed, ready pair are rarer, so that copies get somewhere."""
-        if self.operator is not None:
+        if self.operator is not None or self.broken is not None:
             return self.order is not None
         if self.core is not None and self.core.table.header.ready and not self.rules.is_split():
             return not self.is_settling and self.rng.random() < self.p_order
@@ -251,6 +253,8 @@ class World(Client, Operator, Faults):
                 if not self.step():
                     raise Violation(f"stuck: {self._list_waiting()}")
                 self.rules.check(self.machine.now)
+            if self.is_live:
+                self.live()
             self.settle()
         except Violation as error:
             violation = str(error)
@@ -262,6 +266,15 @@ class World(Client, Operator, Faults):
 
     def _list_waiting(self) -> list[str]:
         return [f"{'AB'[task.side]} {task.name}" for task in self.machine.tasks]
+
+    def live(self) -> None:
+        """One thing stays broken, the rest is healed: see live."""
+        self.begin_part(choose_broken(self.rng))
+        for _ in range(EVENTS):
+            if not self.step():
+                raise Violation(f"stuck while {self.broken}: {self._list_waiting()}")
+            self.rules.check(self.machine.now)
+        self.end_part()
 
     def settle(self) -> None:
         """Faults off: it must become Synchronized, with both stores equal and nobody left waiting."""
