@@ -61,7 +61,7 @@ class Client(Base):
 
     def _spawn_write(self, core: Core, cells: range, then: Then = ignore) -> None:
         rng, now = self.rng, self.machine.now
-        sessions = core.counts.sessions if core.session is None else -1
+        sessions = core.counts.sessions
         kind = Kind.TRIM if rng.random() < 0.12 else Kind.WRITE
         is_zero = kind is Kind.TRIM or rng.random() < 0.1
         self.values += 1

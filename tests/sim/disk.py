@@ -134,6 +134,7 @@ class Stores:
 
 
 BARRIER = -2
+TORN_AT = 56  # within the digest, so that no page, however short, is whole
 
 
 class Stage(NamedTuple):
@@ -204,7 +205,7 @@ class Meta:
     def tear(self, stage: Stage) -> None:
         """Half of the write got there."""
         if stage.page != BARRIER:
-            self.write(stage._replace(raw=mix(stage.raw, self.get_raw(stage.page, stage.copy), 100)))
+            self.write(stage._replace(raw=mix(stage.raw, self.get_raw(stage.page, stage.copy), TORN_AT)))
 
     def lose_power(self, rng: random.Random) -> None:
         """Each write since the last barrier got there, did not, or did in part; in any order."""
@@ -230,7 +231,7 @@ class Meta:
     def tear_unsynced(self) -> None:
         """A power loss that leaves every page torn whose write had no barrier yet."""
         for (page, copy), older in self.unsynced.items():
-            self._put(Stage(page, copy, mix(self.get_raw(page, copy), older[0], 100)))
+            self._put(Stage(page, copy, mix(self.get_raw(page, copy), older[0], TORN_AT)))
         self.unsynced.clear()
         self._durable = None
 

@@ -9,11 +9,11 @@ one *rest*, where nothing more is possible, to the next, along *edges*.  From a 
 * n = 0, with --deep: and after each step of two operations that are under way together each fault, and after each
   step of what a fault left under way each operation.
 
-Orders of events (see small.Steps): with n = 0 all of ORDERS, with n = 1 two, with n = 2 and for three operations
-together one.  Rests that canon cannot tell apart are one: what follows is run once, from the one that the fewest
-operations lead to.  An operation that neither does nor changes anything at that point (a second disconnect, a fetch
-with nothing invalid, a push with nothing to copy, ...) ends its edge.  After each step the rules are checked; from
-every new rest all heals, and both sides must become equal, Synchronized, and hold what model.Model allows.
+Orders of events (see small.Steps): as PASSES says; of three operations together one.  Rests that canon cannot tell
+apart are one: what follows is run once, from the one that the fewest operations lead to.  An operation that neither
+does nor changes anything at that point (a second disconnect, a fetch with nothing invalid, a push with nothing to
+copy, ...) ends its edge.  After each step the rules are checked; from every new rest all heals, and both sides must
+become equal, Synchronized, and hold what model.Model allows.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from tests.sim.small import FAULTS, NAMES, STARTS, Small
 
 LENGTH = 4
 OVERLAPS = 2  # from rests that fewer operations lead to, two begin together
-ORDERS_AT = (4, 2)
-ORDERS = ((True, False), (False, True), (True, True), (False, False))
+ORDERS = ((True, False, False), (False, True, False), (True, True, False), (False, False, False))
+LAZY = (True, False, True)
+PASSES = ((ORDERS, (LAZY,)), (ORDERS[:2], (LAZY,)), (ORDERS[:1],), (ORDERS[:1],))  # by n
 PLAIN = tuple(name for name in NAMES if name not in FAULTS)
 CAUGHT = (Violation, PathError, AssertionError)
 _WORDS = {True: ("newest", "link"), False: ("oldest", "here")}
-_EDGE = re.compile(r"(newest|oldest) (link|here): (.*)")
+_EDGE = re.compile(r"(newest|oldest) (link|here)( lazy|): (.*)")
 _MOVE = re.compile(r"(?:(\d+) )?([A-Za-z ]+?)(?: \(([a-z ]+)\))?")
 
 
@@ -59,10 +60,12 @@ class Edge(NamedTuple):
 
     is_newest_first: bool
     is_link_first: bool
+    is_lazy: bool
     moves: tuple[Move, ...]
 
     def __str__(self) -> str:
-        return f"{_WORDS[self[0]][0]} {_WORDS[self[1]][1]}: {', '.join(map(str, self.moves))}"
+        lazy = " lazy" if self.is_lazy else ""
+        return f"{_WORDS[self[0]][0]} {_WORDS[self[1]][1]}{lazy}: {', '.join(map(str, self.moves))}"
 
 
 class Path(NamedTuple):
@@ -85,11 +88,11 @@ def parse_path(text: str) -> Path:
     edges = []
     for part in rest:
         found = _EDGE.fullmatch(part)
-        moves = [_MOVE.fullmatch(move) for move in found[3].split(", ")] if found else []
+        moves = [_MOVE.fullmatch(move) for move in found[4].split(", ")] if found else []
         if found is None or not all(moves):
             raise ValueError(f"{part!r} is no edge: see Path")
         made = tuple(Move(int(m[1] or 0), m[2], m[3] or "") for m in moves if m)
-        edges.append(Edge(found[1] == "newest", found[2] == "link", made))
+        edges.append(Edge(found[1] == "newest", found[2] == "link", bool(found[3]), made))
     if start not in STARTS or not {move.name for edge in edges for move in edge.moves} <= set(NAMES):
         raise ValueError(f"{text!r} names what is not there: starts are {STARTS}, operations {NAMES}")
     return Path(start, tuple(edges))
@@ -116,8 +119,10 @@ class Outcome(NamedTuple):
 
 def follow(world: Small, edge: Edge) -> int:
     """Steps of the last move until rest, or -1 if a move would do nothing."""
-    world.steps.is_newest_first, world.steps.is_link_first = edge.is_newest_first, edge.is_link_first
-    world.steps.had_choice = False
+    steps = world.steps
+    steps.is_newest_first, steps.is_link_first = edge.is_newest_first, edge.is_link_first
+    steps.p_immediate = 0.0 if edge.is_lazy else 1.0
+    steps.had_choice = False
     for move in edge.moves:
         for _ in range(move.cut):
             world.advance()
@@ -163,6 +168,7 @@ class Explorer:
         self.final = final
         self.is_deep = is_deep and path.length == 0 and LENGTH > 2
         self.is_hunting = is_hunting
+        self.orders: tuple[tuple[bool, bool, bool], ...] = ()
         self.fresh: dict[bytes, Path] = {}
         self.violations: list[tuple[Path, str]] = []
         self.counts = Counts()
@@ -170,10 +176,12 @@ class Explorer:
     def explore(self) -> Outcome:
         if not self.is_hunting or not self.path.edges:
             self._heal(self.path, self.rest.wake())
-        for name in NAMES:
-            length = self._run((Move(0, name),))
-            if name in PLAIN and self.path.length <= LENGTH - 2:
-                self._explore_pairs(name, length)
+        for orders in PASSES[self.path.length]:
+            self.orders = orders[:1] if self.is_hunting else orders
+            for name in NAMES:
+                length = self._run((Move(0, name),))
+                if name in PLAIN and self.path.length <= LENGTH - 2:
+                    self._explore_pairs(name, length)
         return Outcome(list(self.fresh.items()), self.violations, self.counts)
 
     def _explore_pairs(self, first: str, length: int) -> None:
@@ -192,8 +200,7 @@ class Explorer:
     def _run(self, moves: tuple[Move, ...]) -> int:
         """Each form of the last move, under each order of events that differs; the most steps after that move."""
         most = -1
-        is_short = len(moves) < 3 and self.path.length < len(ORDERS_AT) and not self.is_hunting
-        for order in ORDERS[: ORDERS_AT[self.path.length] if is_short else 1]:
+        for order in self.orders if len(moves) < 3 else self.orders[:1]:
             edge = Edge(*order, moves)
             world, length = self._follow(edge)
             had_choice = world.steps.had_choice
@@ -300,8 +307,11 @@ def try_path(path: Path) -> str:
 class Search:
     """All rests, level by level: those that n operations lead to, before those that need more."""
 
-    def __init__(self, share: tuple[int, int] = (0, 1), is_deep: bool = False) -> None:
+    def __init__(
+        self, share: tuple[int, int] = (0, 1), is_deep: bool = False, starts: tuple[str, ...] = STARTS
+    ) -> None:
         self.share = share
+        self.starts = starts
         self.is_deep = is_deep
         self.seen: set[bytes] = set()
         self.final: set[bytes] = set()
@@ -309,7 +319,7 @@ class Search:
         self.counts = Counts()
         self.violations: list[tuple[Path, str]] = []
         self.rests = 0
-        for start in STARTS:
+        for start in starts:
             self.levels[0][canon.get_digest(Small(start))] = Path(start)
 
     def run(self, workers: int, say: Callable[[str], None]) -> None:
@@ -338,7 +348,7 @@ class Search:
                 self.levels[path.length].setdefault(digest, path)
 
     def __str__(self) -> str:
-        counts, sequences = self.counts, len(STARTS) * sum(len(NAMES) ** length for length in range(1, LENGTH + 1))
+        counts, sequences = self.counts, len(self.starts) * sum(len(NAMES) ** length for length in range(1, LENGTH + 1))
         part = "all" if self.share[1] == 1 else f"share {self.share[0]}/{self.share[1]} of"
         return (
             f"{part} {sequences} sequences of up to {LENGTH}: {self.rests} different rests, {counts.runs} runs, "
@@ -377,6 +387,7 @@ def main() -> int:
     parser.add_argument("--share", default="0/1", metavar="N/M", help="only each M-th rest, beginning with N")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--deep", action="store_true", help="also three operations under way together")
+    parser.add_argument("--start", action="append", choices=STARTS, help="only from this state; may be given again")
     parser.add_argument("--replay", metavar="PATH", help="print every event of one path, as a violation names it")
     options = parser.parse_args()
     if options.replay is not None:
@@ -384,7 +395,7 @@ def main() -> int:
         return 0
     begin = time.monotonic()
     number, _, of = options.share.partition("/")
-    search = Search((int(number), int(of)), options.deep)
+    search = Search((int(number), int(of)), options.deep, tuple(options.start or STARTS))
     search.run(options.workers, lambda text: print(text, flush=True))
     for path, text in search.violations[:50]:
         print(f"{text}\n    --replay '{path}'")

@@ -32,8 +32,8 @@ def test_no_short_sequence_breaks_a_rule(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_path_is_replayed_from_its_text() -> None:
-    edge = Edge(True, False, (Move(0, "write A"), Move(6, "crash source", "only table")))
-    path = exhaustive.Path("source invalid", (edge, Edge(False, True, (Move(0, "flush"),))))
+    edge = Edge(True, False, True, (Move(0, "write A"), Move(6, "crash source", "only table")))
+    path = exhaustive.Path("source invalid", (edge, Edge(False, True, False, (Move(0, "flush"),))))
     assert exhaustive.parse_path(str(path)) == path
     lines = run("--replay", str(path)).stdout.splitlines()
     assert any("! A is killed" in line for line in lines)
