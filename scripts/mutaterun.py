@@ -95,8 +95,8 @@ MUTATIONS = (
         "the destination's tracks are not marked",
         (7, 19),
         "nbdplugin/modes.py",
-        "yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))",
-        "yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=False))",
+        "return core.table.build_fill(invalid=is_source, owed=not is_source)",
+        "return core.table.build_fill(invalid=is_source, owed=False)",
     ),
     Mutation(
         "nothing is pushed in the background",
@@ -109,8 +109,8 @@ MUTATIONS = (
         "the source's tracks are not marked",
         (9, 21, 31),
         "nbdplugin/modes.py",
-        "yield from core.write_table(lambda: core.table.build_fill(invalid=is_source, owed=not is_source))",
-        "yield from core.write_table(lambda: core.table.build_fill(invalid=False, owed=not is_source))",
+        "return core.table.build_fill(invalid=is_source, owed=not is_source)",
+        "return core.table.build_fill(invalid=False, owed=not is_source)",
     ),
     Mutation(
         "nothing is pulled in the background",

@@ -85,7 +85,7 @@ def test_who_we_are_comes_before_what_we_have() -> None:
         assert judge(wrong) is verdict
         del wrong[name]
         wrong.pop("oldest", None)
-    assert judge(wrong) is Verdict.UNRELATED
+    assert judge(wrong) is Verdict.BOTH_MOVED
 
 
 @pytest.mark.parametrize("case", list(itertools.product("abc", ["", "a", "ab"], "abc", ["", "a", "bc"], [False, True])))
