@@ -65,7 +65,7 @@ class Faults(Base):
         self.is_aiming = rng.random() < 0.6
         self.machine.aim = fault if self.is_aiming else None
         if self.is_aiming:
-            self.machine.rates = dict(coverage.LEADS.get(state, {}))
+            self.machine.rates = coverage.LEADS.get(state, {}) | coverage.LEADS.get(fault, {})
         elif kind < 0.35:
             self.machine.rates = {}
         elif kind < 0.6:  # one fault, often: it meets states that pass quickly
@@ -84,6 +84,9 @@ class Faults(Base):
         self.late_weight = rng.choice((0.003, 0.03, 0.1))
         self.delete_share = rng.choice((0.1, 0.3, 0.8))
         self.p_order = rng.choice((0.02, 0.05, 0.05, 0.3))
+        if self.is_aiming and state in ("push", "pull", "synchronized"):  # the copy is to get somewhere
+            self.work_weight, self.client_weight, self.p_order = 0.4, rng.choice((0.05, 0.15)), 0.005
+            self.order_weight, self.delete_share = 0.1, 0.1
         self.faults_until = self.machine.now + rng.randint(100, 500)
 
     def break_something(self) -> None:

@@ -52,7 +52,7 @@ FAULTS = (
 )
 
 
-AIMED = 0.15  # how likely the fault is that a seed aims at, in the state it aims at
+AIMED = 0.25  # how likely the fault is that a seed aims at, in the state it aims at
 
 
 class Greet(NamedTuple):

@@ -14,6 +14,7 @@ from tests.sim.world import World
 
 STEPS = 2_000
 SEEDS = 600
+FULL_SEEDS, FULL_STEPS, LEAST = 2_000, 3_000, 100
 
 
 def run_seed(seed: int, steps: int = STEPS, trace: list[str] | None = None, is_live: bool = False) -> Result:
@@ -35,7 +36,10 @@ def main() -> int:
     parser.add_argument("--least", type=int, default=0, help="how often each fault is to meet each state")
     parser.add_argument("--trace", action="store_true", help="print every event of --seed")
     parser.add_argument("--errors", action="store_true", help="print what requests and commands were answered")
+    parser.add_argument("--full", action="store_true", help="2,000 seeds, each cell of the coverage 100 times")
     options = parser.parse_args()
+    if options.full:
+        options.seeds, options.steps, options.least = FULL_SEEDS, FULL_STEPS, LEAST
     start = time.monotonic()
     if options.seed is not None:
         trace: list[str] | None = [] if options.trace else None

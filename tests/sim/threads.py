@@ -53,7 +53,7 @@ class Threads(Base):
         if was_split and not is_split:
             return None, answer
         if verdict == "accepted":
-            if greeting.committed and is_split:
+            if greeting.committed and is_split and was_split:
                 raise Violation("a side that was put back to an older state is accepted")
             return greeting, answer
         if verdict == "old_session" and not greeting.committed:

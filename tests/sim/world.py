@@ -47,7 +47,8 @@ class World(Operator, Liveness):
         self.seed = seed
         self.is_live = is_live
         self.rng = rng = random.Random(seed)
-        tracks = rng.randint(16, 32)
+        self.aim = coverage.get_aim(seed)
+        tracks = rng.randint(8, 12) if self.aim[1] == "synchronized" else rng.randint(16, 32)
         self.count = tracks * PER_TRACK - rng.choice((0, 0, 1, 3))
         self.names = 0
         self.stores = Stores(self.count)
@@ -69,7 +70,6 @@ class World(Operator, Liveness):
         self.doomed: set[int] = set()
         self.images: list[Image | None] = [None, None]
         self.max_active = rng.randint(2, 4)
-        self.aim = coverage.get_aim(seed)
         self.choose_profile()
         self.start(A)
         self.start(B)
