@@ -73,6 +73,9 @@ def main() -> int:
     options = _parse(sys.argv[1:])
     folder = options.folder or Path(tempfile.mkdtemp(prefix="pathctl-torture-", dir="/var/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        print(f"torture: {folder} is not empty, and logs of another run would be taken for this one's", file=sys.stderr)
+        return 1
     lab = lablib.Lab(os.environ.get("PATHCTL_LAB") or f"t{os.getpid()}")
     torture = Torture(lab, folder, options)
     disks = contextlib.ExitStack()
@@ -160,7 +163,7 @@ class Torture:
         self.result.link_timeout_s = self._read_limit("link_timeout_s")
         table = Table(self.lab, VOLUME, phase, self._read_status, self._disks)
         sampler = Sampler(self._read_status)
-        with sampler.running(), self._writers(number) as writers:
+        with sampler.running(self.folder / "samples.log"), self._writers(number) as writers:
             self._torment(table, number, seconds, writers)
             self.lab.heal()
             self._wait_synchronized(sampler)
@@ -305,7 +308,8 @@ class Sampler:
         self.samples: list[Sample] = []
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, path: Path) -> Iterator[None]:
+        """As long as the context lasts; what was seen is added to the file then."""
         threads = [threading.Thread(target=work) for work in (self._watch_source, self._watch_destination)]
         for thread in threads:
             thread.start()
@@ -315,6 +319,8 @@ class Sampler:
             self._stop.set()
             for thread in threads:
                 thread.join()
+            with path.open("a") as log:
+                log.writelines(json.dumps(dataclasses.asdict(sample)) + "\n" for sample in self.samples)
 
     def _watch_source(self) -> None:
         while True:
