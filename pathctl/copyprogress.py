@@ -103,6 +103,10 @@ class Tracker:
         """Whether a copy is under way, or has ended since the last `dump`."""
         return self._is_fresh or any(not state.is_over for state in self._states.values())
 
+    def forget(self, pair: str) -> None:
+        """What is left from here on is another copy."""
+        self._states.pop(pair, None)
+
     def forget_others(self, pairs: set[str]) -> None:
         for pair in self._states.keys() - pairs:
             del self._states[pair]

@@ -322,6 +322,7 @@ class _Run(stepper.Stepper):
             discard=spec.discard,
             force=spec.force,
         )
+        node.copies.forget(spec.pair)
         statelog.read_copy(node, msgspec.convert(answer, controlclient.Status))
 
 

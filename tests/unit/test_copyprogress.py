@@ -215,6 +215,22 @@ def test_a_copy_that_has_come_to_nothing_while_the_path_was_away_is_followed_by_
     assert (found.copy, found.start_tracks, found.done_tracks, found.percent) == ("copy2", 100, 0, 0.0)
 
 
+def test_what_a_resolve_marks_is_another_copy() -> None:
+    plane, tracker = Plane(left=900), make_tracker()
+    plane.is_up = True
+    tracker.read("p", plane.read())
+    plane.move(600)
+    tracker.read("p", plane.read())
+    plane.is_up = False
+    plane.mark(700)
+    tracker.forget("p")
+    tracker.read("p", plane.read())
+    plane.is_up, plane.at = True, plane.at + 1
+    found = tracker.read("p", plane.read())
+    assert found is not None
+    assert (found.start_tracks, found.added_tracks, found.done_tracks, found.percent) == (1000, 0, 0, 0.0)
+
+
 def test_both_the_plane_and_pathctld_may_start_anew_within_a_copy() -> None:
     plane, tracker = Plane(left=1000), make_tracker()
     plane.is_up = True
