@@ -22,7 +22,8 @@ from _blake2 import blake2b  # hashlib maps OpenSSL too: 4 MiB more in each proc
 from nbdplugin.errors import TableDamaged
 
 MAGIC = b"PATHCTL\0"
-VERSION = 1
+VERSION = 2
+OLDEST = 1  # its header has fewer fields; what is read of it is written as VERSION
 KIND_HEADER = 1
 KIND_BITS = 2
 HEADER_SIZE = 8192
@@ -81,9 +82,10 @@ def decode(raw: bytes, kind: int, index: int, volume: uuid.UUID | None) -> Page 
         return None
     if raw[48:_PAYLOAD] != _seal(raw[:48], raw[_PAYLOAD:]):
         return None
-    if version != VERSION:
+    if not OLDEST <= version <= VERSION:
         raise TableDamaged(
-            f"the metadata has format {version}, this one reads format {VERSION}; start the pathctl that wrote it"
+            f"the metadata has format {version}, this one reads formats {OLDEST} to {VERSION}; start the pathctl that "
+            "wrote it"
         )
     if volume is not None and owner != volume.bytes:
         return None

@@ -172,9 +172,9 @@ def test_metadata_of_a_newer_format_is_refused_with_both_numbers(hosts):
     alpha.call("volume.create", name="va", size=SIZE)
     meta = alpha.image("va").with_suffix(".meta")
     age_by_one(meta)
-    with pytest.raises(PathctlError, match=r"format 2.* reads format 1; start the pathctl that wrote it"):
+    with pytest.raises(PathctlError, match=r"format 3.* reads formats 1 to 2; start the pathctl that wrote it"):
         alpha.call("attach", volume="va")
-    assert "format 2" in alpha.volume("va")["failed"]
+    assert "format 3" in alpha.volume("va")["failed"]
     assert not alpha.volume("va")["attached"]
 
 

@@ -63,11 +63,18 @@ def test_a_page_of_zeroes_was_never_written() -> None:
 
 
 def test_a_sealed_page_of_another_format_is_refused_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "VERSION", 2)
+    monkeypatch.setattr(layout, "VERSION", 3)
     raw = make()
     monkeypatch.undo()
-    with pytest.raises(TableDamaged, match="format 2"):
+    with pytest.raises(TableDamaged, match="format 3"):
         layout.decode(raw, layout.KIND_BITS, 3, VOLUME)
+
+
+def test_pages_of_the_format_before_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "VERSION", layout.OLDEST)
+    raw = make()
+    monkeypatch.undo()
+    assert layout.decode(raw, layout.KIND_BITS, 3, VOLUME) == layout.decode(make(), layout.KIND_BITS, 3, VOLUME)
 
 
 def test_a_payload_that_does_not_fit_is_refused() -> None:
