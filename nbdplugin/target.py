@@ -64,6 +64,7 @@ class Target:
                 return {"verdict": "busy", "message": "another greeting is still under way"}
         self.is_greeting = True
         try:
+            self._check_writable()  # else memory may know of a session that the disk does not
             verdict = lineage.judge(greeting, self._get_facts())
             session = greeting.session if greeting.committed else None
             if verdict is Verdict.ACCEPTED and not (yield from self._open(session)):

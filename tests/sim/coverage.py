@@ -35,7 +35,10 @@ IMPOSSIBLE: dict[Cell, str] = {
 }
 # Possible, but only in the few events between two that nearly always come together: met or not, and not aimed at.
 _SELDOM: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "a greeting that was under way when its pair was deleted": (("delay", "duplicate", "refusal"), ("unpaired",)),
+    "a greeting that was under way when its pair was deleted": (
+        ("delay", "duplicate", "refusal", "link time-out"),
+        ("unpaired",),
+    ),
     "who waited for the path is woken when the pair is dropped": (("fetch time-out",), ("unpaired",)),
     "a resolve has greeted, and the link was quicker": (("duplicate",), ("push", "pull", "synchronized")),
     "the peer still carries out what a session that is over had sent": (
@@ -83,6 +86,13 @@ def draw_table(hits: dict[Cell, int]) -> str:
         cells = [hits.get((fault, state), "-" if (fault, state) in IMPOSSIBLE else 0) for state in STATES]
         lines.append(f"{fault:17}" + "".join(f"{count:>14}" for count in cells))
     return "\n".join(lines)
+
+
+def choose_aims(hits: dict[Cell, int], least: int, seeds: int) -> list[Cell]:
+    """For seeds beyond the planned ones: the cells that were not met often enough, those most behind more often."""
+    behind = {cell: least - hits.get(cell, 0) for cell in CELLS if hits.get(cell, 0) < least}
+    total = sum(behind.values()) or 1
+    return [cell for cell, lack in behind.items() for _ in range(max(1, round(seeds * lack / total)))]
 
 
 def find_missing(hits: dict[Cell, int], least: int) -> list[str]:

@@ -37,17 +37,20 @@ class Result:
     violation: str | None
     hits: dict[tuple[str, str], int]
     errors: dict[str, int]
+    aim: coverage.Cell
 
 
 class World(Operator, Liveness):
     """One run; see `step` for what can happen."""
 
-    def __init__(self, seed: int, trace: list[str] | None = None, is_live: bool = False) -> None:
+    def __init__(
+        self, seed: int, trace: list[str] | None = None, is_live: bool = False, aim: coverage.Cell | None = None
+    ) -> None:
         shrink()
         self.seed = seed
         self.is_live = is_live
         self.rng = rng = random.Random(seed)
-        self.aim = coverage.get_aim(seed)
+        self.aim = aim or coverage.get_aim(seed)
         tracks = rng.randint(8, 12) if self.aim[1] == "synchronized" else rng.randint(16, 32)
         self.count = tracks * PER_TRACK - rng.choice((0, 0, 1, 3))
         self.names = 0
@@ -262,7 +265,7 @@ class World(Operator, Liveness):
             violation = f"{type(error).__name__}: {error}"
             if self.machine.trace is not None:
                 raise
-        return Result(self.seed, self.machine.now, violation, self.hits, self.errors)
+        return Result(self.seed, self.machine.now, violation, self.hits, self.errors, self.aim)
 
     def _list_waiting(self) -> list[str]:
         return [f"{'AB'[task.side]} {task.name}" for task in self.machine.tasks]
