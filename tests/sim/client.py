@@ -104,11 +104,14 @@ class Client(Base):
 
     def _spawn_flush(self, core: Core) -> None:
         start = self.model.start_flush(self.machine.now)
+        session, owed = core.session, self.rules.get_owed()
 
         def end(_: Any, error: Exception | None) -> None:
             self._leave("flush", error)
             if error is None:
                 self.rules.check_flush(start)
+                if session is not None and core.session == session:
+                    self.rules.check_mirrored_flush(start, owed)
                 self.model.ack_flush(start)
             else:
                 self.model.fail_flush()

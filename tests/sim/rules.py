@@ -259,6 +259,21 @@ class Rules:
             if any(self.model.find_oldest_lost(cell, value) < start for value in older):
                 raise Violation(f"rule 5: a flush begun at {start} is acknowledged; cell {cell} is not durable")
 
+    def get_owed(self) -> int:
+        """The tracks that are owed in memory."""
+        return int(self.core.table.owed.read_bits(0, self.core.table.geometry.tracks))
+
+    def check_mirrored_flush(self, start: int, owed: int) -> None:
+        """And in one session at the peer too, but for what was owed when it began or is now: A's host may be lost."""
+        owed |= self.get_owed() | self.view.raw_owed
+        for cell, older in self.stores.dirty[B].items():
+            if owed >> cell // PER_TRACK & 1 or self._is_blind():
+                continue
+            if any(self.model.find_oldest_lost(cell, value) < start for value in older):
+                raise Violation(
+                    f"rule 5: a flush begun at {start} is acknowledged; cell {cell} is not durable at the peer"
+                )
+
     def check_fua(self, cells: range) -> None:
         """A write with FUA to these cells is acknowledged and durable where recovery would look for it."""
         for cell, older in self._find_undurable():
