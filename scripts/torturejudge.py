@@ -186,6 +186,10 @@ def prolong(faults: Iterable[Fault], samples: Sequence[Sample]) -> None:
             fault.end = next(whole, float("inf"))
 
 
+def is_clean(source: dict[str, int | None]) -> bool:
+    return source["session"] is not None and not source["owed"]
+
+
 def is_whole(source: dict[str, int | None]) -> bool:
     return source["session"] is not None and source["invalid"] == 0
 
@@ -195,7 +199,7 @@ def is_whole(source: dict[str, int | None]) -> bool:
 
 @dataclasses.dataclass
 class Resent:
-    """Bytes.  `copied`: what the copy wrote at the destination, first copy included; `needed`: the lower bound."""
+    """Bytes.  `copied`: what the copy wrote at the destination, `first` of it before; `needed`: the lower bound."""
 
     copied: int
     first: int
@@ -221,6 +225,14 @@ def count_resent(
         needed=count_needed(records, samples, track_size),
         allowance=sum(min(ACTIVE_MOST, extents) * EXTENT for extents in crashes),
     )
+
+
+def skip_first_copy(samples: Sequence[Sample]) -> tuple[Sequence[Sample], int]:
+    """Samples from its end on, and what the copy had written by then: before, what it is to bring is owed anyway."""
+    for number, sample in enumerate(samples):
+        if sample.destination is not None and sample.source is not None and is_clean(sample.source):
+            return samples[number:], sample.destination["copied_bytes"] or 0
+    return (), 0
 
 
 def add_up(samples: Iterable[tuple[float, dict[str, int | None] | None]]) -> int:
@@ -253,9 +265,7 @@ def count_needed(records: Sequence[Record], samples: Sequence[Sample], track_siz
     """Bytes of the tracks written while the peer could not have them: each once until nothing was owed any more."""
     down = get_down(samples)
     events: list[tuple[float, Record | None]] = [
-        (s.at, None)
-        for s in samples
-        if s.source is not None and s.source["session"] is not None and not s.source["owed"]
+        (s.at, None) for s in samples if s.source is not None and is_clean(s.source)
     ]
     events += [
         (record.end, record)

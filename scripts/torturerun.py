@@ -258,8 +258,9 @@ class Torture:
         torturejudge.prolong(table.faults, sampler.samples)
         judge = Judge(records, control, table.faults, DEVICE_WRITERS, TRACK, result.link_timeout_s)
         stalls = judge.find_stalls(invalid == "source")
-        first = self.options.size if invalid == "destination" else 0
-        resent = torturejudge.count_resent(records, sampler.samples, table.faults, first, TRACK)
+        is_push = invalid == "destination"
+        samples, first = torturejudge.skip_first_copy(sampler.samples) if is_push else (sampler.samples, 0)
+        resent = torturejudge.count_resent(records, samples, table.faults, first, TRACK)
         self._say(
             f"{len(records)} requests, {len(table.faults)} faults; longest {stalls.valid_s:.2f} s, mirrored in flight "
             f"{stalls.mirrored_s:.2f} s; sent again {resent.resent / MIB:.1f} MiB, needed {resent.needed / MIB:.1f} MiB"

@@ -214,3 +214,14 @@ def test_too_much_is_more_than_twice_what_was_needed_and_256_extents_for_each_cr
     crash = Fault("kill", 0, 1, crash_extents=1)
     assert torturejudge.count_resent([], samples, [crash], 0, TRACK).is_too_much is False
     assert torturejudge.count_resent([], samples, [Fault("cut", 0, 1)], 0, TRACK).is_too_much is True
+
+
+def test_what_the_first_copy_had_to_bring_anyway_is_left_out() -> None:
+    samples = [sample(0, 1, 9, copied=TRACK), sample(1, None, 9), sample(2, 2, 0, copied=9 * TRACK), sample(3, 2, 0)]
+    rest, first = torturejudge.skip_first_copy(samples)
+    assert (list(rest), first) == (samples[2:], 9 * TRACK)
+    assert torturejudge.skip_first_copy(samples[:2]) == ((), 0)
+    later = [*rest, sample(4, None), sample(5, None, 1), sample(6, 3, 0, copied=12 * TRACK)]
+    records = [Record(0, 1, "w", 0, CELL, 4.1, 4.2, OK)]
+    found = torturejudge.count_resent(records, [samples[2], *later[2:]], [], first, TRACK)
+    assert (found.resent, found.needed, found.is_too_much) == (3 * TRACK, TRACK, True)
