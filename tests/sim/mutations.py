@@ -1,6 +1,20 @@
-"""mutations - one-line faults in the pure flows, each of which the simulator must find.
+"""mutations - one-line faults in the pure flows, each of which the simulator or the exhaustive run must find.
 
 A mutation replaces a text that stands exactly once in one function; a text that is gone fails loudly.
+
+Left out, because a second line of defence holds the promise alone:
+
+* `_build_checkpoint` clears owed bits without a session, `note_accepted` does not restore them or forgets the active
+  extents: at the end of a session all that was not flushed in it is owed again;
+* `_carry_out` does not note a mirrored write as unflushed: its extent is active until the peer was flushed, and a new
+  epoch owes what is active;
+* `_push` counts although its session has ended: the owed bit is on disk until a checkpoint has flushed the peer;
+* `judge` accepts the last session once more: a source makes its number durable before it sends it, so this is the
+  same greeting, sent again;
+* `end_session` leaves the connections open: an answer of a session that is over is not counted;
+* `finish` does not look again for what is owed: while a session is up nothing becomes owed that was not;
+* `_complete` does not sync: the checkpoint before the message has flushed the peer in the same session;
+* `_enter` does not look again behind the gate: `_write_in_gate` does.
 """
 
 from __future__ import annotations
@@ -12,13 +26,17 @@ from typing import Any, NamedTuple
 
 
 class Mutation(NamedTuple):
-    """`where`: module and function, dotted, below nbdplugin or tests.sim.  `hint`: a seed that found it once."""
+    """`where`: module and function, dotted, below nbdplugin or tests.sim.
+
+    `hint`: a seed, or the path of a sequence, that found it once.  `faults`: what has to be frequent to find it.
+    """
 
     name: str
     where: str
     old: str
     new: str
-    hint: int = 0
+    hint: int | str | None = None
+    faults: tuple[str, ...] = ()
 
 
 MUTATIONS = (
@@ -45,28 +63,26 @@ MUTATIONS = (
         "nbdplugin.checkpoint.settle",
         "yield from core.sync_store()",
         "yield from ()",
-        67,
     ),
     Mutation(
         "the peer takes any session",
         "nbdplugin.target.Target.enter",
         "if not self.is_open or session != self.table.header.session:",
         "if False:",
-        178,
     ),
     Mutation(
         "a greeting does not wait for older callbacks",
         "nbdplugin.target.Target._open",
         "while any(",
         "while False and any(",
-        51,
     ),
     Mutation(
         "a session opens over unsynced data",
         "nbdplugin.target.Target._open",
         "yield from self._sync()",
         "yield from ()",
-        27,
+        hint=16,
+        faults=("write A", "cut"),
     ),
     Mutation(
         "a fetch does not hold its tracks",
@@ -103,14 +119,13 @@ MUTATIONS = (
         "nbdplugin.core.Core.end_session",
         "for spans in (self.unflushed, *self.flushing):",
         "for spans in (self.unflushed,):",
-        76,
     ),
     Mutation(
         "the data of invalid tracks at the peer is never in doubt",
         "nbdplugin.core.Core.write_marks",
         "self.table.header.doubtful = self.table.header.committed",
         "pass",
-        106,
+        faults=("write A", "cut"),
     ),
     Mutation(
         "a checkpoint does not flush the peer",
@@ -123,7 +138,6 @@ MUTATIONS = (
         "nbdplugin.tracks.Table._build_page",
         "owed = (disk.owed & ~(clear.owed & ~memory.owed) | memory.owed) & ~invalid",
         "owed = memory.owed & ~invalid",
-        233,
     ),
     Mutation(
         "an extent is retired under a write",
@@ -136,14 +150,13 @@ MUTATIONS = (
         "nbdplugin.requests._flush_both",
         "if session is not None:",
         "if False:",
-        137,
     ),
     Mutation(
         "a flush leaves out what only the peer has",
         "nbdplugin.requests._flush_both",
         "    core.check_peer_durable()",
         "    pass",
-        106,
+        faults=("write A", "cut"),
     ),
     Mutation(
         "a write that the peer lacks is not owed",
@@ -156,7 +169,7 @@ MUTATIONS = (
         "nbdplugin.requests._conclude",
         "if outcome.local is not None:",
         "if outcome.local is not None and outcome.peer is not None:",
-        19,
+        faults=("write A",),
     ),
     Mutation(
         "a lost peer is taken for a write done there",
@@ -169,27 +182,27 @@ MUTATIONS = (
         "nbdplugin.core.Core.sync_store",
         "yield from self._distrust_store(error)",
         "yield from ()",
+        faults=("sync A",),
     ),
     Mutation(
         "a sync beside a failed one counts",
         "nbdplugin.core.Core.sync_store",
         "if self.distrusts != distrusts:",
         "if False:",
-        109,
+        faults=("sync A",),
     ),
     Mutation(
         "a read beside a failed sync counts",
         "nbdplugin.requests.read",
         "if core.distrusts == distrusts:",
         "if True:",
-        70,
+        faults=("sync A",),
     ),
     Mutation(
         "a page under way is overlooked",
         "nbdplugin.tracks.Table.is_settled",
         "(self._shadow.get(page), self._pending.get(page))",
         "(self._shadow.get(page), None)",
-        30,
     ),
     Mutation(
         "the destination is not marked incomplete",
@@ -233,6 +246,294 @@ MUTATIONS = (
         "return meta.repair()",
         "return []",
     ),
+    Mutation(
+        "owed is cleared on disk when the peer answers, not at the checkpoint",
+        "nbdplugin.transfer._push",
+        "    core.table.clear_owed(run)",
+        "    core.table.clear_owed(run)\n"
+        "    noted = core.table.note_clearer()\n"
+        "    yield from core.write_table(lambda: core.table.build_change(noted, noted, header=False))",
+    ),
+    Mutation(
+        "an extent is retired after a push",
+        "nbdplugin.checkpoint.touch_extents",
+        "            use.idle = 0",
+        "            pass",
+    ),
+    Mutation(
+        "an extent is retired without the owed bits of its tracks",
+        "nbdplugin.checkpoint._build_checkpoint",
+        "pages = set(noted) | (core.table.get_differing() if retired else set())",
+        "pages = set(noted)",
+    ),
+    Mutation(
+        "a checkpoint clears what changed since it began",
+        "nbdplugin.checkpoint._build_checkpoint",
+        "if core.turn != turn:",
+        "if False:",
+        faults=("write A",),
+    ),
+    Mutation(
+        "a settle that an ended session overtook",
+        "nbdplugin.checkpoint._build_settled",
+        "if core.turn != turn:",
+        "if False:",
+        faults=("write A",),
+    ),
+    Mutation(
+        "recovery lets owed win over invalid",
+        "nbdplugin.core.Core._recover",
+        "            self.table.mark_owed(",
+        "            self.table.invalid.fill(False)\n            self.table.mark_owed(",
+    ),
+    Mutation(
+        "recovery lets invalid win over owed",
+        "nbdplugin.core.Core._recover",
+        "self.table.mark_owed(",
+        "self.table.mark_invalid(",
+    ),
+    Mutation(
+        "owed and invalid at once",
+        "nbdplugin.tracks.Table.mark_owed",
+        "wanted = ~self.invalid.read_bits(span.first, span.count) & ((1 << span.count) - 1)",
+        "wanted = (1 << span.count) - 1",
+    ),
+    Mutation(
+        "the epoch of the peer is ignored",
+        "nbdplugin.modes.note_accepted",
+        "if header.committed and header.epoch != epoch:",
+        "if False:",
+        faults=("write A", "sync B"),
+    ),
+    Mutation(
+        "a session number is sent before it is durable",
+        "nbdplugin.modes.begin_session",
+        "    yield from core.write_table(build)",
+        "    build()\n    yield from ()",
+    ),
+    Mutation(
+        "an accepted session is not durable at the peer",
+        "nbdplugin.target.Target._open",
+        "    yield from self._write_header()",
+        "    pass",
+    ),
+    Mutation(
+        "a source that is not whole is not said to be so before the first push",
+        "nbdplugin.modes.session_up",
+        "if core.table.owed.count and not is_told:",
+        "if False:",
+    ),
+    Mutation(
+        "the mark of an incomplete destination is not durable",
+        "nbdplugin.target.Target._begin",
+        "yield from self._write_header()",
+        "yield from ()",
+    ),
+    Mutation(
+        "the closing message comes before the lineage is known to be the peer's",
+        "nbdplugin.modes.finish",
+        "if header.peer_generation != header.generation:",
+        "if False:",
+    ),
+    Mutation(
+        "a fetch does not look again behind the gate",
+        "nbdplugin.transfer.fetch",
+        "(run := _find_within(core, track, span.end)) is not None",
+        "(run := Span(track, span.end - track) if track < span.end else None) is not None",
+    ),
+    Mutation(
+        "a read does not look again after its fetch",
+        "nbdplugin.requests.read",
+        "            while (step := decide(",
+        "            if (step := decide(",
+    ),
+    Mutation(
+        "a write does not look again when its extents are active",
+        "nbdplugin.requests._write_in_gate",
+        "if core.path is Path.HALTED or get_invalid_edges(core, item.offset, item.length):",
+        "if core.path is Path.HALTED:",
+        faults=("sync A",),
+    ),
+    Mutation(
+        "a run of the copy does not look again behind the gate",
+        "nbdplugin.transfer._copy_in_gate",
+        "if core.turn != turn or not plane.is_all(run.first, run.count):",
+        "if False:",
+    ),
+    Mutation(
+        "a hole is pushed that was one before the gate",
+        "nbdplugin.transfer._push",
+        "        if not is_zero or piece < length:",
+        "        if False:",
+    ),
+    Mutation(
+        "a push is not known to be unflushed",
+        "nbdplugin.transfer._push",
+        "    core.note_sent(run)",
+        "    pass",
+    ),
+    Mutation(
+        "a write whose peer leg failed leaves its session open",
+        "nbdplugin.requests._carry_out",
+        "            yield from core.end_session(session, outcome.peer)",
+        "            yield from ()",
+    ),
+    Mutation(
+        "a failed sync is tried again",
+        "nbdplugin.core.Core.sync_store",
+        "        yield from self._distrust_store(error)\n        raise",
+        "        yield actions.StoreSync()",
+    ),
+    Mutation(
+        "a failed sync of the peer is tried again",
+        "nbdplugin.target.Target._sync",
+        "        self.epoch = self.new_name()\n"
+        "        self.is_open = False  # the source greets anew and learns the epoch\n"
+        "        raise",
+        "        yield actions.StoreSync()",
+        faults=("sync B",),
+    ),
+    Mutation(
+        "a failed sync of the peer leaves its epoch as it was",
+        "nbdplugin.target.Target._sync",
+        "        self.epoch = self.new_name()",
+        "        pass",
+        faults=("write A", "sync B"),
+    ),
+    Mutation(
+        "a table that could not be written is written again",
+        "nbdplugin.core.Core.write_table",
+        "        self.is_read_only = True",
+        "        return True",
+        faults=("table A",),
+    ),
+    Mutation(
+        "a failed local write beside a good one at the peer stays valid",
+        "nbdplugin.requests._conclude_local_failure",
+        "        core.table.mark_invalid(span)",
+        "        pass",
+        faults=("write A",),
+    ),
+    Mutation(
+        "the second copy of a page is written before the first is durable",
+        "tests.sim.disk.Meta.get_stages",
+        '[Stage(BARRIER, copy, b"")] * bool(change.pages)',
+        '[Stage(BARRIER, copy, b"")] * bool(change.pages and copy)',
+    ),
+    Mutation(
+        "the header is written before its pages are durable",
+        "tests.sim.disk.Meta.get_stages",
+        'stages += [Stage(BARRIER, copy, b"")] * bool(change.pages)',
+        "stages += []",
+    ),
+    Mutation(
+        "a page is done when its first copy is",
+        "tests.sim.disk.Meta.get_stages",
+        '[Stage(-1, copy, change.header), Stage(BARRIER, copy, b"")]',
+        "[Stage(-1, copy, change.header)]",
+    ),
+    Mutation(
+        "the generation is taken after the acknowledgement",
+        "nbdplugin.requests._conclude",
+        "        yield from checkpoint.take_generation(core)",
+        "        pass",
+    ),
+    Mutation(
+        "a commit or resolve that keeps the source takes no new generation",
+        "nbdplugin.modes._mark_side",
+        "        header.take_generation(core.new_name(), peer_line[0])",
+        "        pass",
+    ),
+    Mutation(
+        "a write with FUA is not flushed",
+        "nbdplugin.requests.write",
+        "if item.is_fua:",
+        "if False:",
+    ),
+    Mutation(
+        "a flush leaves the source out",
+        "nbdplugin.requests._flush_both",
+        "    yield from core.sync_store()",
+        "    yield from ()",
+    ),
+    Mutation(
+        "a checkpoint leaves the source out",
+        "nbdplugin.checkpoint._checkpoint",
+        "    yield from core.sync_store()",
+        "    yield from ()",
+    ),
+    Mutation(
+        "later requests overtake at the gate",
+        "nbdplugin.gate.Gate.enter",
+        "sum(ticket.overlaps(other) for other in self._tickets)",
+        "0",
+    ),
+    Mutation(
+        "a request is let in while another still blocks it",
+        "nbdplugin.gate.Gate.leave",
+        "            if other.blockers == 0:",
+        "            if not other.is_in:",
+    ),
+    Mutation(
+        "the disk is taken to say what memory says",
+        "nbdplugin.tracks.Table.note_written",
+        "        if bits == self._get_memory(page):",
+        "        if True:",
+    ),
+    Mutation(
+        "every page clears invalid bits ahead of the data",
+        "nbdplugin.tracks.Table._build_page",
+        "invalid = disk.invalid & ~(clear.invalid & ~memory.invalid) | memory.invalid",
+        "invalid = memory.invalid",
+    ),
+    Mutation(
+        "a trim zeroes what it covers in part",
+        "nbdplugin.requests._enter",
+        "            _skip_edges(core, item)",
+        "            return (yield from core.enter_gate(item.offset, item.length))",
+    ),
+    Mutation(
+        "policy stop: a write that the peer lacks is acknowledged",
+        "nbdplugin.requests._write_in_gate",
+        "if outcome.peer is not None and core.is_strict:",
+        "if False:",
+    ),
+    Mutation(
+        "policy stop: a write begins although the path is lost",
+        "nbdplugin.core.Core.is_strict",
+        "header.on_path_loss == tracks.STOP",
+        "False",
+    ),
+    Mutation(
+        "a resolve that is repeated marks everything again",
+        "nbdplugin.modes.resolve",
+        "if header.operation == operation:",
+        "if False:",
+    ),
+    Mutation(
+        "a suspended path ends its session without a mark",
+        "nbdplugin.modes._end_ready",
+        '            yield from core.end_session(core.session, "the path was suspended")',
+        "            core.session = None",
+    ),
+    Mutation(
+        "a commit does not sync what was written before",
+        "nbdplugin.modes._mark_side",
+        "        yield from core.sync_store()  #",
+        "        yield from ()  #",
+    ),
+    Mutation(
+        "a lease that is over lets callbacks in",
+        "nbdplugin.target.Target.expire",
+        "    self.is_open = False",
+        "    pass",
+    ),
+    Mutation(
+        "a commit or resolve goes on before its generation and marks are durable",
+        "nbdplugin.modes._mark_side",
+        "    yield from core.write_table(build)",
+        "    build()",
+    ),
 )
 
 
@@ -244,8 +545,8 @@ def apply(mutation: Mutation) -> None:
     for name in names[:-1]:
         owner = getattr(owner, name)
     original = inspect.getattr_static(owner, names[-1])
-    is_static = isinstance(original, staticmethod)
-    source = textwrap.dedent(inspect.getsource(original.__func__ if is_static else original))
+    function = getattr(original, "__func__", None) or getattr(original, "fget", original)  # of what wraps it
+    source = textwrap.dedent(inspect.getsource(function))
     assert source.count(mutation.old) == 1, (
         f"{mutation.old!r} stands {source.count(mutation.old)} times in {mutation.where}"
     )

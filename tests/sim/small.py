@@ -157,7 +157,7 @@ class Steps(Machine):
         return found
 
     def cut(self, is_late: bool) -> None:
-        """Every connection breaks; `is_late`: what was sent arrives when the next session is open."""
+        """Every connection breaks; `is_late`: what was sent arrives when all has healed."""
         assert isinstance(self.rng, Settled)
         self.rng.value = 0.0 if is_late else Settled.value
         self.end_conns()
@@ -401,8 +401,6 @@ class Small(World):
         yield from self.establish(core)
         if core.session is not None:
             yield from self.keep_alive(core)
-        late, self.machine.late = self.machine.late, []
-        self.machine.net += late
 
     # --- crashes ---
 
@@ -469,6 +467,9 @@ class Small(World):
                 self.begin("reconnect")
             elif not self.begin("push"):
                 break
+        late, self.machine.late = self.machine.late, []
+        self.machine.net += late  # the worst moment: nothing is marked any more
+        self.run_idle()
         if not self.is_settled():
             raise Violation(f"it does not become Synchronized: {self.get_states()} {self._list_waiting()}")
         self._spawn_read(self._get_core(), range(COUNT))
