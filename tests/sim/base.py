@@ -44,6 +44,7 @@ class Base:
     doomed: set[int]
     aim: coverage.Cell
     is_aiming = False
+    is_sharp = False
     broken: str | None = None
     images: list[Image | None]
     operator: Generator[Any, Any, None] | None = None

@@ -65,7 +65,8 @@ class Operator(Threads):
 
     def _is_resolve_wanted(self, core: Core) -> bool:
         """Nobody asked for it, and what one side alone has is thrown away."""
-        return not self.is_settling and core.session is None and self.rng.random() < 0.02
+        share = 0.2 if self.is_aiming and self.aim[1] == "suspended" else 0.02
+        return not self.is_settling and core.session is None and self.rng.random() < share
 
     def _choose_discard(self, core: Core) -> str:
         if self.is_settling:
@@ -118,7 +119,7 @@ class Operator(Threads):
         assert self.target is not None
         return self.target
 
-    def command(self, side: int, name: str, make: Callable[[], actions.Flow[Any]], tries: int = 50) -> Any:
+    def command(self, side: int, name: str, make: Callable[[], actions.Flow[Any]], tries: int = 500) -> Any:
         """Repeated until it is answered; an operator restarts what has failed.  Result: the refusal, or None."""
         while tries > 0:
             tries -= self.broken is None  # else it may well fail until all is healed
@@ -143,7 +144,7 @@ class Operator(Threads):
             if (yield from self.command(side, name, make)) is not None:
                 yield from self.undo(pair)
                 return
-        for attempt in range(50):
+        for attempt in range(500):
             error = yield A, "commit", lambda: self.make_ready(self._get_core(), pair)
             if error is None:
                 return

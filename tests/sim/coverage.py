@@ -45,6 +45,7 @@ _SELDOM: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("read B", "write B"),
         ("suspended", "not ready", "halted", "refused", "greeting", "quiescing"),
     ),
+    "a write that was under way when its session ended; later ones wait": (("write A",), ("halted",)),
     "a pair is deleted that is refused": (("table B",), ("refused",)),
     "something becomes owed while the peer is told that all is done": (("table B",), ("push",)),
 }

@@ -62,8 +62,9 @@ class Faults(Base):
         rng = self.rng
         kind = rng.random()
         fault, state = self.aim
-        self.is_aiming = rng.random() < 0.6
+        self.is_aiming = rng.random() < (0.9 if self.is_sharp else 0.6)
         self.machine.aim = fault if self.is_aiming else None
+        self.machine.aimed_rate = 0.5 if self.is_sharp else 0.25
         if self.is_aiming:
             self.machine.rates = coverage.LEADS.get(state, {}) | coverage.LEADS.get(fault, {})
         elif kind < 0.35:

@@ -52,9 +52,6 @@ FAULTS = (
 )
 
 
-AIMED = 0.25  # how likely the fault is that a seed aims at, in the state it aims at
-
-
 class Greet(NamedTuple):
     """A greeting on a new meta connection.  Result: the answer; raises PeerLost."""
 
@@ -140,6 +137,7 @@ class Machine:
         self.rates: dict[str, float] = {}
         self.muted: tuple[str, ...] = ()
         self.aim: str | None = None
+        self.aimed_rate = 0.0  # how likely the fault is that a seed aims at, in the state it aims at
         self.is_aimed: Callable[[str], bool] = lambda name: False
         self.p_immediate = 0.8
         self.owners: list[Any] = [None, None]
@@ -285,7 +283,7 @@ class Machine:
     def fault(self, name: str) -> bool:
         rate = self.rates.get(name, 0.0)
         if name == self.aim and self.is_aimed(name):
-            rate = AIMED
+            rate = self.aimed_rate
         if rate and name not in self.muted and self.rng.random() < rate:
             self.on_fault(name)
             self.note(f"! {name}")

@@ -50,7 +50,7 @@ class World(Operator, Liveness):
         self.seed = seed
         self.is_live = is_live
         self.rng = rng = random.Random(seed)
-        self.aim = aim or coverage.get_aim(seed)
+        self.aim, self.is_sharp = aim or coverage.get_aim(seed), aim is not None
         tracks = rng.randint(8, 12) if self.aim[1] == "synchronized" else rng.randint(16, 32)
         self.count = tracks * PER_TRACK - rng.choice((0, 0, 1, 3))
         self.names = 0
