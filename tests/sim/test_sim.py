@@ -7,8 +7,10 @@ run is `python -m tests.sim.run --full`; here is a fixed share of it.
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 
 import pytest
+from conftest import SAY
 
 from tests.sim import coverage, run
 from tests.sim.world import Result
@@ -36,11 +38,12 @@ def test_no_seed_breaks_a_rule(results: list[Result]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_each_fault_met_each_state_it_can_meet(results: list[Result], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_fault_met_each_state_it_can_meet(
+    results: list[Result], record_property: Callable[[str, object], None]
+) -> None:
     hits = coverage.sum_hits([result.hits for result in results])
-    with capsys.disabled():  # the coverage belongs into CI's output, also when all is well
-        print(f"\n{len(results)} seeds, {sum(result.steps for result in results)} steps; faults met by state:")
-        print(coverage.draw_table(hits))
+    steps = sum(result.steps for result in results)
+    record_property(SAY, f"{len(results)} seeds, {steps} steps; faults met by state:\n{coverage.draw_table(hits)}")
     assert not [cell for cell in coverage.IMPOSSIBLE if cell in hits]
     met = [cell for cell in coverage.CELLS if cell in hits]
     assert len(met) >= LEAST_MET * len(coverage.CELLS), coverage.find_missing(hits, 1)
