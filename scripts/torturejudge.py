@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-from torturedata import OK, Record
+from torturedata import FAILED, OK, Record
 
 STALL_S = 1.0
 SPARE_S = 2.0
@@ -103,7 +103,7 @@ class Judge:
         return [
             f"{describe(record)} failed"
             for record in self._records
-            if record.outcome != OK
+            if record.outcome == FAILED
             and not any(self._who(record) in fault.fails and fault.covers(record, 5.0) for fault in self._faults)
         ]
 
