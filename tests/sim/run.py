@@ -16,7 +16,7 @@ STEPS = 2_000
 SEEDS = 600
 WORKERS = 2
 FULL_SEEDS, FULL_STEPS, LEAST = 2_000, 1_000, 100
-MORE_ROUNDS, MORE_SEEDS, MORE_STEPS = 10, 300, 1_500
+MORE_ROUNDS, MORE_SEEDS, MORE_STEPS = 25, 300, 1_500
 LIVE_SEEDS, LIVE_STEPS = 100, 500
 
 
@@ -44,6 +44,8 @@ def run_missing(results: list[Result], first: int, least: int) -> list[Result]:
     more: list[Result] = []
     for _ in range(MORE_ROUNDS):
         aims = coverage.choose_aims(sum_hits(results + more), least, MORE_SEEDS)
+        if not aims:
+            break
         start = first + len(more)
         more += _run_all([(start + number, MORE_STEPS, None, False, aim) for number, aim in enumerate(aims)])
     return more
