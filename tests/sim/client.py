@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nbdplugin import requests
+from nbdplugin import requests, tracks
 from nbdplugin.core import Core
 from nbdplugin.decide import Kind
 from nbdplugin.geometry import Span
@@ -78,7 +78,8 @@ class Client(Base):
             for write, part, is_sure in writes:
                 if error is None and is_sure:
                     self.model.ack(write, part, self.machine.now, self._is_there, item.is_fua)
-                    if core.is_strict:
+                    header = core.table.header
+                    if header.on_path_loss == tracks.STOP and header.committed and header.ready:
                         self.rules.check_stop(part)
                     if item.is_fua:
                         self.rules.check_fua(part)

@@ -14,7 +14,9 @@ Left out, because a second line of defence holds the promise alone:
 * `end_session` leaves the connections open: an answer of a session that is over is not counted;
 * `finish` does not look again for what is owed: while a session is up nothing becomes owed that was not;
 * `_complete` does not sync: the checkpoint before the message has flushed the peer in the same session;
-* `_enter` does not look again behind the gate: `_write_in_gate` does.
+* `_enter` does not look again behind the gate: `_write_in_gate` does; nor skips a trim's edges: they may be zeroes;
+* `_mark_side` does not sync: all is owed, and a checkpoint syncs before it clears; a repeated `resolve` copies anew;
+* `expire` does nothing: the next session refuses the callbacks of the one before.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ MUTATIONS = (
         "nbdplugin.target.Target._open",
         "while any(",
         "while False and any(",
+        hint=83,
     ),
     Mutation(
         "a session opens over unsynced data",
@@ -329,6 +332,7 @@ MUTATIONS = (
         "nbdplugin.modes.note_accepted",
         "if header.committed and header.epoch != epoch:",
         "if False:",
+        hint=82,
         faults=("write A", "sync B"),
     ),
     Mutation(
@@ -385,6 +389,7 @@ MUTATIONS = (
         "nbdplugin.requests._write_in_gate",
         "if core.path is Path.HALTED or get_invalid_edges(core, item.offset, item.length):",
         "if core.path is Path.HALTED:",
+        hint=2,
         faults=("sync A",),
     ),
     Mutation(
@@ -429,6 +434,7 @@ MUTATIONS = (
         "        self.is_open = False  # the source greets anew and learns the epoch\n"
         "        raise",
         "        yield actions.StoreSync()",
+        hint=0,
         faults=("sync B",),
     ),
     Mutation(
@@ -436,6 +442,7 @@ MUTATIONS = (
         "nbdplugin.target.Target._sync",
         "        self.epoch = self.new_name()",
         "        pass",
+        hint=82,
         faults=("write A", "sync B"),
     ),
     Mutation(
@@ -450,6 +457,7 @@ MUTATIONS = (
         "nbdplugin.requests._conclude_local_failure",
         "        core.table.mark_invalid(span)",
         "        pass",
+        hint=0,
         faults=("write A",),
     ),
     Mutation(
@@ -471,6 +479,7 @@ MUTATIONS = (
         "tests.sim.disk.Meta.get_stages",
         '[Stage(-1, copy, change.header), Stage(BARRIER, copy, b"")]',
         "[Stage(-1, copy, change.header)]",
+        hint=0,
     ),
     Mutation(
         "the generation is taken after the acknowledgement",
@@ -484,96 +493,84 @@ MUTATIONS = (
         "nbdplugin.modes._mark_side",
         "        header.take_generation(core.new_name(), peer_line[0])",
         "        pass",
+        hint=0,
     ),
     Mutation(
         "a write with FUA is not flushed",
         "nbdplugin.requests.write",
         "if item.is_fua:",
         "if False:",
+        hint=0,
     ),
     Mutation(
         "a flush leaves the source out",
         "nbdplugin.requests._flush_both",
         "    yield from core.sync_store()",
         "    yield from ()",
+        hint=0,
     ),
     Mutation(
         "a checkpoint leaves the source out",
         "nbdplugin.checkpoint._checkpoint",
         "    yield from core.sync_store()",
         "    yield from ()",
+        hint=0,
     ),
     Mutation(
         "later requests overtake at the gate",
         "nbdplugin.gate.Gate.enter",
         "sum(ticket.overlaps(other) for other in self._tickets)",
         "0",
+        hint=4,
     ),
     Mutation(
         "a request is let in while another still blocks it",
         "nbdplugin.gate.Gate.leave",
         "            if other.blockers == 0:",
         "            if not other.is_in:",
+        hint=1,
     ),
     Mutation(
         "the disk is taken to say what memory says",
         "nbdplugin.tracks.Table.note_written",
         "        if bits == self._get_memory(page):",
         "        if True:",
+        hint=7,
     ),
     Mutation(
         "every page clears invalid bits ahead of the data",
         "nbdplugin.tracks.Table._build_page",
         "invalid = disk.invalid & ~(clear.invalid & ~memory.invalid) | memory.invalid",
         "invalid = memory.invalid",
-    ),
-    Mutation(
-        "a trim zeroes what it covers in part",
-        "nbdplugin.requests._enter",
-        "            _skip_edges(core, item)",
-        "            return (yield from core.enter_gate(item.offset, item.length))",
+        hint=11,
     ),
     Mutation(
         "policy stop: a write that the peer lacks is acknowledged",
         "nbdplugin.requests._write_in_gate",
         "if outcome.peer is not None and core.is_strict:",
         "if False:",
+        hint=6,
     ),
     Mutation(
         "policy stop: a write begins although the path is lost",
         "nbdplugin.core.Core.is_strict",
         "header.on_path_loss == tracks.STOP",
         "False",
-    ),
-    Mutation(
-        "a resolve that is repeated marks everything again",
-        "nbdplugin.modes.resolve",
-        "if header.operation == operation:",
-        "if False:",
+        hint=0,
     ),
     Mutation(
         "a suspended path ends its session without a mark",
         "nbdplugin.modes._end_ready",
         '            yield from core.end_session(core.session, "the path was suspended")',
         "            core.session = None",
-    ),
-    Mutation(
-        "a commit does not sync what was written before",
-        "nbdplugin.modes._mark_side",
-        "        yield from core.sync_store()  #",
-        "        yield from ()  #",
-    ),
-    Mutation(
-        "a lease that is over lets callbacks in",
-        "nbdplugin.target.Target.expire",
-        "    self.is_open = False",
-        "    pass",
+        hint=14,
     ),
     Mutation(
         "a commit or resolve goes on before its generation and marks are durable",
         "nbdplugin.modes._mark_side",
         "    yield from core.write_table(build)",
         "    build()",
+        hint=0,
     ),
 )
 
