@@ -21,6 +21,7 @@ _TURN_S = 0.2
 _IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
+_ERROR_STANDS_S = 5.0  # while the rest gets over, what does not is tried again and again
 _STRIDE_GROWTH = 8
 _RUN_FIRST = 128 << 10
 _RUN_LEAST = 4 << 10
@@ -110,6 +111,7 @@ class Copier:
         self._pokes = 0
         self.bucket = Bucket()
         self.error: str | None = None
+        self._failed_at = 0.0
 
     def start(self) -> None:
         for number in range(WORKERS):
@@ -126,8 +128,10 @@ class Copier:
             seen = self._pokes
             try:
                 pause_s = self._step()
-                self.error = None
+                if not self._has_left() or time.monotonic() - self._failed_at > _ERROR_STANDS_S:
+                    self.error = None
             except PathError as error:
+                self._failed_at = time.monotonic()
                 if self.error != str(error):
                     log.warning("the copy stopped for a moment: %s", error)
                 self.error, pause_s = str(error), _FAILED_S

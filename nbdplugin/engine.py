@@ -92,7 +92,7 @@ class Engine:
         event = action.waiter.event
         if event is None:
             return True
-        if action.patience is Patience.BRIEF:
+        if action.patience in (Patience.BRIEF, Patience.SHORT):
             start = time.monotonic()  # of this wait, not of what came before
         limit = start + self._patience_s[action.patience] - time.monotonic()
         if event.wait(max(limit, 0)):

@@ -263,7 +263,7 @@ class Link:
     def _open(self, greeting: Greeting, meta: Connection) -> Session:
         """Data connections go where the meta connection goes, without asking for the name's address again."""
         assert self._address is not None
-        address = dataclasses.replace(self._address, host=meta.get_peer_host())
+        address = dataclasses.replace(self._address, host=meta.peer_host)
         export, size = f"data/{greeting.pair}/{greeting.session}", self._store.size
         timeout_s = self._params.link_timeout_s
 
@@ -280,7 +280,7 @@ class Link:
             try:
                 self._tell(actions.PeerTell(session.number, {"op": "alive"}))
             except PathError as error:
-                reason = error
+                reason = error.with_traceback(None)  # as in _write_both
                 break
         cause = reason if isinstance(reason, PeerRefused) else session.reason or reason or "the connection was lost"
         self._engine.run(modes.lose_session(self._core, session.number, cause))
@@ -335,7 +335,7 @@ class Link:
             with self._get(action.session).urgent.take() as connection:
                 self._send(connection, action.offset, action.length, action.data)
         except (PeerLost, PeerRefused) as error:
-            remote = error
+            remote = error.with_traceback(None)  # which holds this frame, and so the connection, until a collection
         return Outcome(local, remote)
 
     def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:

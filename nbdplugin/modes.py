@@ -127,12 +127,17 @@ def resolve(
         return
 
     def change() -> Flow[None]:
-        if core.session is not None:
-            raise Refused(f"the two sides of pair {pair} agree by now: there is nothing to resolve")
+        check_apart(core, pair)
         yield from _mark_side(core, discard, count_clients, peer_line, accepted, operation)
         core.link_error = None
 
     yield from _quiesced(core, change)
+
+
+def check_apart(core: Core, pair: str) -> None:
+    """Raises Refused where there is nothing to resolve."""
+    if core.session is not None:
+        raise Refused(f"the two sides of pair {pair} agree by now: there is nothing to resolve")
 
 
 def set_policy(core: Core, pair: str, on_path_loss: str) -> Flow[None]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nbd
 
@@ -63,7 +63,10 @@ class Call:
 
 
 class Connection:
-    """One export of the peer.  `call`: the request under way, for the watchdog; None if there is none."""
+    """One export of the peer.  `call`: the request under way, for the watchdog; None if there is none.
+
+    `peer_host`: the numeric address that it goes to; a connection that was reset could not tell it any more.
+    """
 
     def __init__(
         self, address: Address, export: str, timeout_s: float, size: int, is_given_up: Callable[[], bool]
@@ -82,6 +85,7 @@ class Connection:
             self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
             self._connect(address, is_given_up)
             self._socket = socket.socket(fileno=os.dup(self._handle.aio_get_fd()))
+            self.peer_host = str(self._socket.getpeername()[0])
             self._watch_socket(self._socket, timeout_s)
             found = self._handle.get_size()
         except (nbd.Error, OSError) as error:
@@ -102,11 +106,6 @@ class Connection:
             self._handle.poll(max(1, int(min(left, _WATCH_S) * 1000)))
         if not self._handle.aio_is_ready():
             raise PeerLost(f"the peer at {address.host}:{address.port} closed the connection during the handshake")
-
-    def get_peer_host(self) -> str:
-        """The numeric address that the connection goes to."""
-        assert self._socket is not None
-        return str(self._socket.getpeername()[0])
 
     def note_moved(self, now: float) -> bool:
         """Whether bytes were taken by the peer's machine, or came from it, since this was last asked."""
@@ -261,7 +260,12 @@ class Pool:
     def shut(self, reason: str | None) -> None:
         with self._change:
             self._is_shut, self._reason = True, reason
+            self._open_one = self._refuse  # a circle with its session would keep all sockets until a collection
             self._change.notify_all()
+
+    @staticmethod
+    def _refuse() -> NoReturn:
+        raise PeerLost("the session is over")
 
 
 class Session:

@@ -204,6 +204,7 @@ class HostService:
         operation, pair = get_text(request, "operation"), get_text(request, "pair")
         discard, is_forced = get_side(request, "discard"), request.get("force") is True
         if self.core.table.header.operation != operation:
+            modes.check_apart(self.core, pair)  # before the greeting, which would end the session
             session, line = self.link.greet(pair, discard)
             clients = (lambda: 0) if is_forced else (lambda: self.clients)
             self.engine.run(modes.resolve(self.core, operation, pair, discard, clients, line, session))

@@ -53,7 +53,8 @@ class Volume:
                         core.wake_all("idle")
                         self._engine.release_woken()
         if not is_plain:
-            buf[:] = self._engine.run(requests.read(core, offset, len(buf)))
+            data = self._engine.run(requests.read(core, offset, len(buf)))
+            buf[:] = bytes(len(buf)) if data is None else data
 
     def _tell_read_error(self, offset: int, length: int, error: StoreFailed) -> bool:
         log.error(
