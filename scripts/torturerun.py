@@ -105,6 +105,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "--seed", type=int, default=random.SystemRandom().randrange(10**6), help="default: a random one"
     )
     parser.add_argument("--size", type=units.parse_size, default=128 * MIB, help="of the volumes (default 128M)")
+    parser.add_argument("--tell-times", action="store_true", help="how long requests took is told, but not judged")
     parser.add_argument("--folder", type=Path, help="for the logs (default: a new one in /var/tmp)")
     return parser.parse_args(words)
 
@@ -275,7 +276,8 @@ class Torture:
         wrong = self.folder / "wrong.log"
         result.wrong += wrong.read_text().splitlines() if wrong.exists() else []
         result.wrong += judge.find_unexcused()
-        result.wrong += [f"a request took too long: {text}" for text in stalls.over]
+        if not self.options.tell_times:
+            result.wrong += [f"a request took too long: {text}" for text in stalls.over]
         if phase == CRASH and resent.is_too_much:
             result.wrong.append(describe_resent([resent], "sent again in this round: too much"))
 
