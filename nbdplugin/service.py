@@ -371,7 +371,7 @@ class MetaExport:
             elif answer["verdict"] != "busy":
                 self._owner.tell_refused(f"a greeting is refused ({answer['verdict']})")
             return answer
-        self._owner.hear()
+        self._owner.hear(message)
         try:
             answer = engine.run(_fence(target, self._pair, target.tell(self._session, message)))
             self._owner.save_clock()
@@ -380,6 +380,9 @@ class MetaExport:
             raise
         except PathError as error:
             return {"ok": False, "message": str(error)}
+        finally:
+            if self._owner.is_completing:
+                self._owner.note_heard()
 
     def read(self, buf: memoryview, offset: int) -> None:
         if offset or len(buf) > len(self._reply):
@@ -413,6 +416,7 @@ class PeerService:
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
         self._heard_at: float | None = None
+        self.is_completing = False
         self._told: dict[str, float] = {}
         self._clock = WriteClock(meta.table.header)
         self._control = Control(
@@ -448,19 +452,25 @@ class PeerService:
             log.warning("volume %s: %s", self.params.volume, what)
 
     def note_heard(self) -> None:
-        """A greeting was accepted."""
+        """A greeting was accepted, or a closing message is done with: the source has spoken with us until now."""
+        self.is_completing = False
         self._heard_at = time.monotonic()
 
-    def hear(self) -> None:
+    def hear(self, message: Any = None) -> None:
         """A request or message came, before it is looked at: the source sends one a second at least.
 
         After a longer silence than the source puts up with, its session is over: what comes then was sent before.
         """
-        now, heard, target = time.monotonic(), self._heard_at, self.target
-        is_late = heard is not None and now - heard > self.params.link_timeout_s + HEARD_SPARE_S
-        if is_late and not target.syncing:
-            self._expire(now - (heard or now))
+        now, heard = time.monotonic(), self._heard_at
+        if heard is not None and now - heard > self._get_silence_most():
+            self._expire(now - heard)
+        self.is_completing |= isinstance(message, dict) and message.get("op") == "complete"
         self._heard_at = now  # last: until the session is over every thread must find it late
+
+    def _get_silence_most(self) -> float:
+        """The answer to "complete" takes a sync, and until it has come the source sends no other message."""
+        params = self.params
+        return HEARD_SPARE_S + (params.flush_timeout_s if self.is_completing else params.link_timeout_s)
 
     def _expire(self, silence_s: float) -> None:
         target = self.target
@@ -487,7 +497,7 @@ class PeerService:
             facts = status.describe(target.table)
             session = target.table.header.session if target.is_open else None
         heard_s = None if self._heard_at is None else round(time.monotonic() - self._heard_at, 1)
-        if heard_s is None or heard_s > self.params.link_timeout_s + HEARD_SPARE_S:
+        if heard_s is None or heard_s > self._get_silence_most():
             session = None
         counters = {
             "read_bytes": target.read_bytes,

@@ -37,7 +37,6 @@ class Target:
         self.fetched_bytes = 0
         self.fetched_tracks = 0
         self.refused_requests = 0  # of sessions that were over
-        self.syncing = 0
 
     # --- waiting ---
 
@@ -193,15 +192,12 @@ class Target:
 
     def _sync(self) -> Flow[None]:
         epoch = self.epoch
-        self.syncing += 1
         try:
             yield actions.StoreSync()
         except StoreFailed:
             self.epoch = self.new_name()
             self.is_open = False  # the source greets anew and learns the epoch
             raise
-        finally:
-            self.syncing -= 1
         if self.epoch != epoch:  # another one failed meanwhile: Linux reports a loss to one of them only
             raise StoreFailed("a sync", errno.EIO)
 
