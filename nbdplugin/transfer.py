@@ -80,19 +80,26 @@ def _fetch_run(core: Core, run: Span, session: int) -> Flow[bool]:
     except PeerLost as error:
         yield from core.end_session(session, error)
         return False
-    yield from _store(core, run, offset, length, data)
+    if not (yield from _store(core, run, session, data)):
+        return False
     core.counts.fetched_tracks += run.count
     core.counts.fetched_bytes += length
     return True
 
 
-def _store(core: Core, run: Span, offset: int, length: int, data: Data) -> Flow[None]:
-    """Valid last; raises StoreFailed, also when a failed sync meanwhile may have lost what was written."""
+def _store(core: Core, run: Span, session: int, data: Data) -> Flow[bool]:
+    """Valid last; raises StoreFailed, also when a failed sync meanwhile may have lost what was written.
+
+    False, and nothing is valid, if the session ended: what the peer had not flushed in it is not owed while invalid.
+    """
     distrusts = core.distrusts
-    yield actions.StoreWrite(offset, length, data)
+    yield actions.StoreWrite(*core.table.geometry.get_range(run), data)
     if core.distrusts != distrusts:
         raise StoreFailed("a sync", errno.EIO)
+    if core.session != session:
+        return False
     core.table.mark_valid(run)
+    return True
 
 
 def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
@@ -170,7 +177,8 @@ def _copy_in_gate(
 def _pull(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
     offset, length = core.table.geometry.get_range(run)
     data = None if is_hole else (yield actions.PeerRead(session, offset, length, False))
-    yield from _store(core, run, offset, length, data)
+    if not (yield from _store(core, run, session, data)):
+        return 0, 0
     _count_copied(core, run, length, data is None)
     return run.count, 0 if data is None else length
 

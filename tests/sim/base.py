@@ -17,7 +17,7 @@ from tests.sim.rules import Rules
 
 
 class Base:
-    """`core` and `target` are None while their process is dead."""
+    """`core` and `target` are None while their process is dead.  `lazy`: threads whose names begin so freeze often."""
 
     rng: random.Random
     machine: Machine
@@ -33,7 +33,8 @@ class Base:
     clients = 0
     copies = 0
     most_clients = 1
-    client_weight = work_weight = order_weight = p_freeze = p_heal = late_weight = p_order = 0.0
+    client_weight = work_weight = order_weight = p_freeze = p_heal = late_weight = p_order = p_lazy = 0.0
+    lazy = ""
     checkpoints = 0
     pairs = 0
     resolves = 0

@@ -78,6 +78,7 @@ class Client(Base):
             for write, part, is_sure in writes:
                 if error is None and is_sure:
                     self.model.ack(write, part, self.machine.now, self._is_there, item.is_fua)
+                    self.rules.note_acked(part, write.start)
                     header = core.table.header
                     if header.on_path_loss == tracks.STOP and header.committed and header.ready:
                         self.rules.check_stop(part)
@@ -142,6 +143,7 @@ class Client(Base):
             self._leave("overwrite", error)
             if error is None:
                 self.model.ack(write, cells, self.machine.now)
+                self.rules.note_acked(cells, write.start)
             else:
                 self.model.fail(write, self.machine.now)
 

@@ -13,7 +13,7 @@ holds one of the values that were possible since the last one that is surely dur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 FLIGHT = math.inf
@@ -27,12 +27,14 @@ class Violation(Exception):
 class Write:
     __slots__ = ("end", "is_acked", "is_durable", "lost", "start", "value")
 
-    def __init__(self, value: int, start: float, end: float = FLIGHT, is_acked: bool = False) -> None:
+    def __init__(
+        self, value: int, start: float, end: float = FLIGHT, is_acked: bool = False, is_durable: bool = False
+    ) -> None:
         self.value = value
         self.start = start
         self.end = end
         self.is_acked = is_acked
-        self.is_durable = False
+        self.is_durable = is_durable
         self.lost: dict[int, int] = {}
 
 
@@ -57,7 +59,7 @@ class Model:
     """`touched` collects the cells whose candidates became fewer."""
 
     def __init__(self, values: Iterable[int]) -> None:
-        self.found = [[Write(value, 0, 0, True)] for value in values]
+        self.found = [[Write(value, 0, 0, True, True)] for value in values]
         self.unknown: set[int] = set()
         self.reads: list[Read] = []
         self.touched: set[int] = set()
@@ -198,15 +200,15 @@ class Model:
             self.touched.add(cell)
         self.past, self.unknown = saved.past, saved.unknown
 
-    def switch(self, values: list[int], now: int) -> None:
-        """From now on the volume holds other data: the source was marked invalid."""
+    def switch(self, values: list[int], now: int, undurable: Container[int]) -> None:
+        """From now on the volume holds other data: the source was marked invalid, or put back to an older state."""
         for cell, value in enumerate(values):
-            self._replace(cell, value, now)
+            self._replace(cell, value, now, cell not in undurable)
 
-    def _replace(self, cell: int, value: int, now: int) -> None:
+    def _replace(self, cell: int, value: int, now: int, is_durable: bool = False) -> None:
         flying = [write for write in self.found[cell] if write.end == FLIGHT]
         self.past[cell] = []
-        self.found[cell] = [Write(value, now, now, True), *flying]
+        self.found[cell] = [Write(value, now, now, True, is_durable), *flying]
         self.touched.add(cell)
         self.unknown.discard(cell)
         for read in self.reads:

@@ -31,6 +31,7 @@ class Mutation(NamedTuple):
     """`where`: module and function, dotted, below nbdplugin or tests.sim.
 
     `hint`: a seed, or the path of a sequence, that found it once.  `faults`: what has to be frequent to find it.
+    `aim`: a fault and the state that it is to meet.  `lazy`: how the names of those threads begin that freeze often.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Mutation(NamedTuple):
     new: str
     hint: int | str | None = None
     faults: tuple[str, ...] = ()
+    aim: tuple[str, str] | None = None
+    lazy: str = ""
+    steps: int = 2_000
 
 
 MUTATIONS = (
@@ -113,6 +117,16 @@ MUTATIONS = (
         hint=2,
     ),
     Mutation(
+        "a fetch counts although its session has ended",
+        "nbdplugin.transfer._store",
+        "if core.session != session:",
+        "if False:",
+        hint=184,
+        faults=("cut",),
+        aim=("sync A", "synchronized"),
+        steps=1_000,
+    ),
+    Mutation(
         "recovery forgets the active extents",
         "nbdplugin.core.Core._recover",
         "if self.table.header.committed:",
@@ -138,7 +152,9 @@ MUTATIONS = (
         "nbdplugin.core.Core.write_marks",
         "self.table.header.doubtful = self.table.header.committed",
         "pass",
+        hint=38,
         faults=("write A", "cut"),
+        steps=1_000,
     ),
     Mutation(
         "a checkpoint does not flush the peer",
@@ -173,7 +189,9 @@ MUTATIONS = (
         "nbdplugin.requests._flush_both",
         "    core.check_peer_durable()",
         "    pass",
+        hint=38,
         faults=("write A", "cut"),
+        steps=1_000,
     ),
     Mutation(
         "a write that the peer lacks is not owed",
@@ -201,21 +219,27 @@ MUTATIONS = (
         "nbdplugin.core.Core.sync_store",
         "yield from self._distrust_store(error)",
         "yield from ()",
+        hint=0,
         faults=("sync A",),
+        steps=1_000,
     ),
     Mutation(
         "a sync beside a failed one counts",
         "nbdplugin.core.Core.sync_store",
         "if self.distrusts != distrusts:",
         "if False:",
-        faults=("sync A",),
+        hint=29,
+        faults=("sync A", "kill A"),
+        steps=1_000,
     ),
     Mutation(
         "a read beside a failed sync counts",
         "nbdplugin.requests.read",
         "if core.distrusts == distrusts:",
         "if True:",
+        hint=92,
         faults=("sync A",),
+        steps=1_000,
     ),
     Mutation(
         "a page under way is overlooked",
@@ -249,6 +273,9 @@ MUTATIONS = (
         "nbdplugin.core.Core.quiesce",
         "while self.in_flight:",
         "while False:",
+        hint=0,
+        aim=("cut", "synchronized"),
+        steps=1_500,
     ),
     Mutation(
         "a commit pushes from a source that is not whole",
@@ -269,6 +296,9 @@ MUTATIONS = (
         "tests.sim.world.World.get_repairs",
         "return meta.repair()",
         "return []",
+        hint=0,
+        aim=("power A", "greeting"),
+        steps=1_000,
     ),
     Mutation(
         "owed is cleared on disk when the peer answers, not at the checkpoint",
@@ -451,6 +481,13 @@ MUTATIONS = (
         "        self.is_read_only = True",
         "        return True",
         faults=("table A",),
+    ),
+    Mutation(
+        "a table that could not be written is taken for written",
+        "nbdplugin.core.Core.write_table",
+        "        self.is_read_only = True",
+        "        self.table.note_written(change)\n        return True",
+        faults=("table A", "kill A"),
     ),
     Mutation(
         "a failed local write beside a good one at the peer stays valid",

@@ -32,6 +32,7 @@ class Rules:
         self._lost: dict[tuple[int, int], int] = {}
         self._saved: tuple[View, Saved] | None = None
         self._split: str | None = None
+        self._rolled_back = -1
 
     def check(self, now: int) -> None:
         self.now = now
@@ -54,11 +55,13 @@ class Rules:
         old, new = self.view, self.metas[A].view
         self.view = new
         self._touch(old.invalid ^ new.invalid)
+        if get_mode(old) == get_mode(new):
+            self._check_cleared(old.invalid & ~new.invalid)
         if get_mode(old) != get_mode(new) and self._saved is None:
             self._saved = old, self.model.save()
         is_marked = new.header.committed and get_mode(new) != get_mode(old)
         if is_marked and new.header.invalidate == "source":
-            self.model.switch(list(self.stores.cells[B]), now)
+            self.model.switch(list(self.stores.cells[B]), now, self.stores.dirty[B])
         if old.header.pair is not None and new.header.pair is None:
             self._forget_peer(new)
 
@@ -82,16 +85,30 @@ class Rules:
         self.now = now
         self.view, self._version = self.metas[A].view, self.metas[A].version
         self._split, self._saved = self.view.header.operation, None
+        self._rolled_back = now
         self._lost.clear()
         self.model.reverts.clear()
         if side == A:
-            self.model.switch(list(self.stores.cells[A]), now)
+            self.model.switch(list(self.stores.cells[A]), now, self.stores.dirty[A])
             self._forget_peer(self.view)
             return
         invalid = self.view.invalid | (0 if self.core is None else self._get_invalid(self.core))
         for track in range(self.metas[A].tracks):
             if invalid >> track & 1:
                 self.model.doubt(self._get_cells(track))  # what was fetched before may still be stored
+
+    def note_acked(self, cells: range, start: float) -> None:
+        """A write whose local leg had failed, and whose peer was put back after its answer: nobody has it any more.
+
+        What is put back after its answer cannot be told from what is put back after the acknowledgement, which undoes
+        writes as well (see note_rolled_back): with the failure here these are two failures, and no promise is left.
+        """
+        if start > self._rolled_back or not self.is_split():
+            return
+        invalid = self.view.invalid | (0 if self.core is None else self._get_invalid(self.core))
+        for cell in cells:
+            if invalid >> cell // PER_TRACK & 1:
+                self.model.doubt(range(cell, cell + 1))
 
     def note_power_loss(self, losses: dict[int, Lost], now: int) -> None:
         """These sides' hosts, whose processes are dead, forgot what was not durable."""
@@ -199,6 +216,16 @@ class Rules:
             left = unsure & ~(durable.invalid | durable.owed)
             if left and view.header.committed and not self.is_split(durable):
                 raise Violation(f"rule 2: recovery from a power loss would not know that tracks {left:b} may differ")
+
+    def _check_cleared(self, mask: int) -> None:
+        """These tracks are not invalid on disk any more: nothing that a flush or FUA promised waits for a sync here."""
+        for cell, older in self.stores.dirty[A].items():
+            if not mask >> cell // PER_TRACK & 1 or cell in self.model.unknown:
+                continue
+            for value in older:
+                is_flushed = self.model.find_oldest_lost(cell, value) < self.model.flushed
+                if is_flushed or self.model.is_durable_lost(cell, value):
+                    raise Violation(f"rule 5: on disk cell {cell} is valid; it was flushed, and here it is not durable")
 
     # --- rule 4 ---
 

@@ -213,7 +213,8 @@ class World(Operator, Liveness):
         pool[index] = pool[-1]
         pool.pop()
         if pool is machine.ready:
-            if rng.random() < self.p_freeze and not self.is_settling:
+            p_freeze = self.p_lazy if self.lazy and item[0].name.startswith(self.lazy) else self.p_freeze
+            if rng.random() < p_freeze and not self.is_settling:
                 machine.freeze(item, rng.randint(10, 200))
             else:
                 machine.resume(*item)
