@@ -13,6 +13,8 @@ Left out, because a second line of defence holds the promise alone:
   same greeting, sent again;
 * `end_session` leaves the connections open: an answer of a session that is over is not counted;
 * `finish` does not look again for what is owed: while a session is up nothing becomes owed that was not;
+* `_build_settled` does not look whether the turn is another: whoever waits for it holds the gate of what it wrote, so
+  a track of the batch that a failure made invalid meanwhile cannot become valid again before it is written;
 * `_complete` does not sync: the checkpoint before the message has flushed the peer in the same session;
 * `_enter` does not look again behind the gate: `_write_in_gate` does; nor skips a trim's edges: they may be zeroes;
 * `_mark_side` does not sync: all is owed, and a checkpoint syncs before it clears; a repeated `resolve` copies anew;
@@ -93,7 +95,10 @@ MUTATIONS = (
         "nbdplugin.target.Target._open",
         "yield from self._sync()",
         "yield from ()",
-        faults=("write A", "cut"),
+        hint=39,
+        faults=("write A", "flap"),
+        lazy="checkpoint",
+        steps=1_000,
     ),
     Mutation(
         "a fetch does not hold its tracks",
@@ -246,6 +251,10 @@ MUTATIONS = (
         "nbdplugin.tracks.Table.is_settled",
         "(self._shadow.get(page), self._pending.get(page))",
         "(self._shadow.get(page), None)",
+        hint=20,
+        faults=("sync A", "cut"),
+        lazy="flush",
+        steps=1_000,
     ),
     Mutation(
         "the destination is not marked incomplete",
@@ -314,6 +323,10 @@ MUTATIONS = (
         "nbdplugin.checkpoint.touch_extents",
         "            use.idle = 0",
         "            pass",
+        hint=51,
+        faults=("cut",),
+        lazy="write",
+        steps=1_000,
     ),
     Mutation(
         "an extent is retired without the owed bits of its tracks",
@@ -327,14 +340,10 @@ MUTATIONS = (
         "nbdplugin.checkpoint._build_checkpoint",
         "if core.turn != turn:",
         "if False:",
-        faults=("write A",),
-    ),
-    Mutation(
-        "a settle that an ended session overtook",
-        "nbdplugin.checkpoint._build_settled",
-        "if core.turn != turn:",
-        "if False:",
-        faults=("write A",),
+        hint=7,
+        faults=("sync A",),
+        lazy="checkpoint",
+        steps=1_000,
     ),
     Mutation(
         "recovery lets owed win over invalid",
@@ -480,14 +489,19 @@ MUTATIONS = (
         "nbdplugin.core.Core.write_table",
         "        self.is_read_only = True",
         "        return True",
+        hint=0,
         faults=("table A",),
+        steps=1_000,
     ),
     Mutation(
         "a table that could not be written is taken for written",
         "nbdplugin.core.Core.write_table",
         "        self.is_read_only = True",
         "        self.table.note_written(change)\n        return True",
-        faults=("table A", "kill A"),
+        hint=1,
+        faults=("kill A",),
+        aim=("table A", "greeting"),
+        steps=1_000,
     ),
     Mutation(
         "a failed local write beside a good one at the peer stays valid",
