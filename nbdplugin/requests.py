@@ -100,7 +100,7 @@ def write(core: Core, item: HostWrite) -> Flow[None]:
             finally:
                 core.leave_gate(ticket)
         if item.is_fua:
-            yield from _flush_both(core)
+            yield from _flush_both(core, request)
     finally:
         core.depart(request)
 
@@ -110,16 +110,21 @@ def flush(core: Core) -> Flow[None]:
     request = Request()
     yield from core.admit(request)
     try:
-        yield from _flush_both(core)
+        yield from _flush_both(core, request)
     finally:
         core.depart(request)
 
 
-def _flush_both(core: Core) -> Flow[None]:
-    session = core.session
-    yield from core.sync_store()
-    if session is not None:
-        yield from checkpoint.flush_peer(core, session)
+def _flush_both(core: Core, request: Request) -> Flow[None]:
+    """Waits for the path while only the peer has something that it may not have flushed; raises PathNotReady."""
+    while True:
+        session = core.session
+        yield from core.sync_store()
+        if session is not None:
+            yield from checkpoint.flush_peer(core, session)
+        if core.session is not None or not core.table.header.doubtful or core.is_loss_untold:
+            break
+        yield from core.await_path(request)
     core.check_peer_durable()
 
 

@@ -31,4 +31,5 @@ def describe(table: Table) -> dict[str, Any]:
         "last_session": header.session,
         "last_write": header.last_write,
         "on_path_loss": header.on_path_loss,
+        "doubtful": header.doubtful,
     }

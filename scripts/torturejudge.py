@@ -39,7 +39,7 @@ class Fault:
     is_lasting: bool = False  # every moment is an onset: a slow link
     freezes: frozenset[str] = frozenset()  # whose requests stand still by definition: device, socket
     fails: frozenset[str] = frozenset()  # whose requests may fail
-    is_until_whole: bool = False  # it lasts until nothing is invalid at the source and the path is ready
+    is_until_whole: bool = False  # it lasts until the path is ready and the source has all there is, on its disk
     crash_extents: int | None = None  # of a data plane's crash: extents active at the source then
 
     def covers(self, record: Record, after_s: float = AFTER_S) -> bool:
@@ -191,7 +191,7 @@ def is_clean(source: dict[str, int | None]) -> bool:
 
 
 def is_whole(source: dict[str, int | None]) -> bool:
-    return source["session"] is not None and source["invalid"] == 0
+    return source["session"] is not None and source["invalid"] == 0 and not source["doubtful"]
 
 
 # -- what was sent again

@@ -1,6 +1,7 @@
 """A pair's two processes without pathctld: what the link, a bad disk and commands do to each other."""
 
 import os
+import signal
 import time
 
 import nbd
@@ -113,3 +114,32 @@ def test_a_copy_error_stands_while_the_peer_cannot_read_and_is_logged_once(tmp_p
             assert pair.source.get_status()["copy_error"] is None
         finally:
             there.close()
+
+
+def test_a_flush_waits_for_the_path_while_only_the_peer_has_what_it_covers(tmp_path, make_plane):
+    """An I/O error would make ext4 read-only, for something that is well on the other side."""
+    with FaultDisk(tmp_path / "disk") as disk:
+        limits = {"link_timeout_s": 1, "checkpoint_s": 1000}
+        source = Plane(tmp_path, "source", "host", SIZE, disk=disk.folder, **limits)
+        try:
+            pair = Pair(source, make_plane("destination", "peer", SIZE))
+            source.start()
+            there = pair.destination.start()
+            pair.create("destination")
+            pair.wait_synchronized()
+            source.ask("set", copy_rate_bytes_s=0)
+            disk.fail(source.backing.name, "write", offset=0, length=TRACK)
+            with source.open() as handle:
+                handle.pwrite(b"p" * TRACK, 0)
+                assert source.get_status()["doubtful"]
+                there.process.send_signal(signal.SIGSTOP)
+                wait_until(lambda: source.get_status()["session"] is None, "the silence is noticed")
+                disk.heal()
+                cookie = handle.aio_flush()
+                wait_until(lambda: source.get_status()["waiting"] == 1, "the flush waits")
+                there.process.send_signal(signal.SIGCONT)
+                wait_until(lambda: handle.aio_command_completed(cookie) or not handle.poll(100), "the flush is done")
+                assert not source.get_status()["doubtful"]
+                assert bytes(handle.pread(TRACK, 0)) == b"p" * TRACK
+        finally:
+            source.close()

@@ -168,7 +168,7 @@ def test_a_failed_request_needs_a_reason_at_its_time() -> None:
 
 
 def sample(at: float, session: int | None, owed: int = 0, copied: int = 0, pid: int = 1) -> Sample:
-    source: dict[str, int | None] = {"pid": pid, "session": session, "owed": owed, "invalid": 0}
+    source: dict[str, int | None] = {"pid": pid, "session": session, "owed": owed, "invalid": 0, "doubtful": False}
     return Sample(at, source, {"pid": pid, "copied_bytes": copied})
 
 
