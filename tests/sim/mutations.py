@@ -23,29 +23,8 @@ Left out, because a second line of defence holds the promise alone:
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import textwrap
-from typing import Any, NamedTuple
-
-
-class Mutation(NamedTuple):
-    """`where`: module and function, dotted, below nbdplugin or tests.sim.
-
-    `hint`: a seed, or the path of a sequence, that found it once.  `faults`: what has to be frequent to find it.
-    `aim`: a fault and the state that it is to meet.  `lazy`: how the names of those threads begin that freeze often.
-    """
-
-    name: str
-    where: str
-    old: str
-    new: str
-    hint: int | str | None = None
-    faults: tuple[str, ...] = ()
-    aim: tuple[str, str] | None = None
-    lazy: str = ""
-    steps: int = 2_000
-
+from tests.sim.mutation import Mutation as Mutation
+from tests.sim.mutation import apply as apply
 
 MUTATIONS = (
     Mutation(
@@ -88,7 +67,7 @@ MUTATIONS = (
         "nbdplugin.target.Target._open",
         "while any(",
         "while False and any(",
-        hint=83,
+        hint=28,
     ),
     Mutation(
         "a session opens over unsynced data",
@@ -105,14 +84,14 @@ MUTATIONS = (
         "nbdplugin.transfer.fetch",
         "core.enter_gate(*core.table.geometry.get_range(span))",
         "core.enter_gate(core.table.geometry.size, 0)",
-        hint=2,
+        hint=6,
     ),
     Mutation(
         "a run of the copy does not hold its tracks",
         "nbdplugin.transfer.copy_run",
         "core.gate.try_enter(*core.table.geometry.get_range(run))",
         "core.gate.try_enter(core.table.geometry.size, 0)",
-        hint=1,
+        hint=2,
     ),
     Mutation(
         "a fetched track is valid before it is stored",
@@ -143,14 +122,14 @@ MUTATIONS = (
         "nbdplugin.core.Core.end_session",
         "for spans in (self.unflushed, *self.flushing):",
         "for spans in ():",
-        hint=9,
+        hint=1,
     ),
     Mutation(
         "the end of a session forgets what is being flushed",
         "nbdplugin.core.Core.end_session",
         "for spans in (self.unflushed, *self.flushing):",
         "for spans in (self.unflushed,):",
-        hint=34,
+        hint=80,
     ),
     Mutation(
         "the data of invalid tracks at the peer is never in doubt",
@@ -203,7 +182,7 @@ MUTATIONS = (
         "nbdplugin.requests._conclude",
         "        core.table.mark_owed(span)",
         "        pass",
-        hint=1,
+        hint=2,
     ),
     Mutation(
         "a failed local write is taken for a good one",
@@ -211,13 +190,14 @@ MUTATIONS = (
         "if outcome.local is not None:",
         "if outcome.local is not None and outcome.peer is not None:",
         faults=("write A",),
+        hint=0,
     ),
     Mutation(
         "a lost peer is taken for a write done there",
         "nbdplugin.requests._carry_out",
         "if outcome.peer is not None:",
         "if False:",
-        hint=8,
+        hint=2,
     ),
     Mutation(
         "a failed sync is forgotten",
@@ -233,7 +213,7 @@ MUTATIONS = (
         "nbdplugin.core.Core.sync_store",
         "if self.distrusts != distrusts:",
         "if False:",
-        hint=29,
+        hint=42,
         faults=("sync A", "kill A"),
         steps=1_000,
     ),
@@ -357,7 +337,7 @@ MUTATIONS = (
         "nbdplugin.core.Core._recover",
         "self.table.mark_owed(",
         "self.table.mark_invalid(",
-        hint=3,
+        hint=2,
     ),
     Mutation(
         "owed and invalid at once",
@@ -371,7 +351,7 @@ MUTATIONS = (
         "nbdplugin.modes.note_accepted",
         "if header.committed and header.epoch != epoch:",
         "if False:",
-        hint=82,
+        hint=64,
         faults=("write A", "sync B"),
     ),
     Mutation(
@@ -379,14 +359,14 @@ MUTATIONS = (
         "nbdplugin.modes.begin_session",
         "    yield from core.write_table(build)",
         "    build()\n    yield from ()",
-        hint=7,
+        hint=10,
     ),
     Mutation(
         "an accepted session is not durable at the peer",
         "nbdplugin.target.Target._open",
         "    yield from self._write_header()",
         "    pass",
-        hint=2,
+        hint=9,
     ),
     Mutation(
         "a source that is not whole is not said to be so before the first push",
@@ -414,7 +394,7 @@ MUTATIONS = (
         "nbdplugin.transfer.fetch",
         "(run := _find_within(core, track, span.end)) is not None",
         "(run := Span(track, span.end - track) if track < span.end else None) is not None",
-        hint=2,
+        hint=13,
     ),
     Mutation(
         "a read does not look again after its fetch",
@@ -450,21 +430,21 @@ MUTATIONS = (
         "nbdplugin.transfer._push",
         "    core.note_sent(run)",
         "    pass",
-        hint=109,
+        hint=60,
     ),
     Mutation(
         "a write whose peer leg failed leaves its session open",
         "nbdplugin.requests._carry_out",
         "            yield from core.end_session(session, outcome.peer)",
         "            yield from ()",
-        hint=8,
+        hint=2,
     ),
     Mutation(
         "a failed sync is tried again",
         "nbdplugin.core.Core.sync_store",
         "        yield from self._distrust_store(error)\n        raise",
         "        yield actions.StoreSync()",
-        hint=53,
+        hint=8,
     ),
     Mutation(
         "a failed sync of the peer is tried again",
@@ -481,7 +461,7 @@ MUTATIONS = (
         "nbdplugin.target.Target._sync",
         "        self.epoch = self.new_name()",
         "        pass",
-        hint=82,
+        hint=48,
         faults=("write A", "sync B"),
     ),
     Mutation(
@@ -572,21 +552,21 @@ MUTATIONS = (
         "nbdplugin.gate.Gate.enter",
         "sum(ticket.overlaps(other) for other in self._tickets)",
         "0",
-        hint=4,
+        hint=1,
     ),
     Mutation(
         "a request is let in while another still blocks it",
         "nbdplugin.gate.Gate.leave",
         "            if other.blockers == 0:",
         "            if not other.is_in:",
-        hint=1,
+        hint=21,
     ),
     Mutation(
         "the disk is taken to say what memory says",
         "nbdplugin.tracks.Table.note_written",
         "        if bits == self._get_memory(page):",
         "        if True:",
-        hint=7,
+        hint=11,
     ),
     Mutation(
         "every page clears invalid bits ahead of the data",
@@ -614,7 +594,7 @@ MUTATIONS = (
         "nbdplugin.modes._end_ready",
         '            yield from core.end_session(core.session, "the path was suspended")',
         "            core.session = None",
-        hint=14,
+        hint=1,
     ),
     Mutation(
         "a commit or resolve goes on before its generation and marks are durable",
@@ -712,27 +692,3 @@ MUTATIONS = (
         hint=2,
     ),
 )
-
-
-def apply(mutation: Mutation) -> None:
-    """In this process, for good."""
-    module_name, names = _split(mutation.where)
-    module = importlib.import_module(module_name)
-    owner: Any = module
-    for name in names[:-1]:
-        owner = getattr(owner, name)
-    original = inspect.getattr_static(owner, names[-1])
-    function = getattr(original, "__func__", None) or getattr(original, "fget", original)  # of what wraps it
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(mutation.old) == 1, (
-        f"{mutation.old!r} stands {source.count(mutation.old)} times in {mutation.where}"
-    )
-    space: dict[str, Any] = {}
-    exec(compile(source.replace(mutation.old, mutation.new), mutation.where, "exec"), module.__dict__, space)
-    setattr(owner, names[-1], space[names[-1]])
-
-
-def _split(where: str) -> tuple[str, list[str]]:
-    parts = where.split(".")
-    depth = 2 if parts[0] == "nbdplugin" else 3
-    return ".".join(parts[:depth]), parts[depth:]
