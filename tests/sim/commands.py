@@ -87,6 +87,7 @@ class Operator(Threads):
         if core.table.header.operation == operation:
             return
         answer = yield from self._greet_once(core, discard)
+        self.rules.greeted = self.machine.now
         line = (answer["generation"], *answer["ancestors"])
         clients = self.rng.choice((0, 0, 0, 1))
         yield from modes.resolve(core, operation, pair, discard, lambda: clients, line, answer["session"])

@@ -173,8 +173,8 @@ MUTATIONS = (
         "nbdplugin.requests._flush_both",
         "    core.check_peer_durable()",
         "    pass",
-        hint=38,
-        faults=("write A", "cut"),
+        hint=70,
+        faults=("sync B", "write A"),
         steps=1_000,
     ),
     Mutation(

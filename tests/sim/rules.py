@@ -31,8 +31,9 @@ class Rules:
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
         self._saved: tuple[View, Saved] | None = None
-        self._split: str | None = None
+        self._split: set[str | None] = set()  # operations of the source's header
         self._rolled_back = -1
+        self.greeted = -1  # when the peer answered the last resolve
 
     def check(self, now: int) -> None:
         self.now = now
@@ -55,6 +56,8 @@ class Rules:
         old, new = self.view, self.metas[A].view
         self.view = new
         self._touch(old.invalid ^ new.invalid)
+        if self.is_split(old) and self.greeted <= self._rolled_back and new.header.pair == old.header.pair:
+            self._split.add(new.header.operation)  # this resolve was answered by the side before it was put back
         if get_mode(old) == get_mode(new):
             self._check_cleared(old.invalid & ~new.invalid)
         if get_mode(old) != get_mode(new) and self._saved is None:
@@ -78,13 +81,13 @@ class Rules:
 
     def is_split(self, view: View | None = None) -> bool:
         """One side was put back to an older state, which nobody has resolved: the tracks that differ are not known."""
-        return self._split is not None and (view or self.view).header.operation == self._split
+        return (view or self.view).header.operation in self._split
 
     def note_rolled_back(self, side: int, now: int) -> None:
         """What the client sees from here on is what the source holds, old or not."""
         self.now = now
         self.view, self._version = self.metas[A].view, self.metas[A].version
-        self._split, self._saved = self.view.header.operation, None
+        self._split, self._saved = {self.view.header.operation}, None
         self._rolled_back = now
         self._lost.clear()
         self.model.reverts.clear()
