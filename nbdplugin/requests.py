@@ -99,8 +99,9 @@ def write(core: Core, item: HostWrite) -> Flow[None]:
                 is_done = yield from _write_in_gate(core, item)
             finally:
                 core.leave_gate(ticket)
-        if item.is_fua:
-            yield from _flush_both(core, request)
+            if is_done and item.is_fua:
+                has_waited = yield from _flush_both(core, request)
+                is_done = not (has_waited and core.is_strict)  # resumed meanwhile: the peer may lack the write
     finally:
         core.depart(request)
 
@@ -115,8 +116,12 @@ def flush(core: Core) -> Flow[None]:
         core.depart(request)
 
 
-def _flush_both(core: Core, request: Request) -> Flow[None]:
-    """Waits for the path while only the peer has something that it may not have flushed; raises PathNotReady."""
+def _flush_both(core: Core, request: Request) -> Flow[bool]:
+    """Waits for the path while only the peer has something that it may not have flushed; raises PathNotReady.
+
+    Result: whether it waited, so that commands may have come between.
+    """
+    has_waited = False
     while True:
         session = core.session
         yield from core.sync_store()
@@ -124,8 +129,10 @@ def _flush_both(core: Core, request: Request) -> Flow[None]:
             yield from checkpoint.flush_peer(core, session)
         if core.session is not None or not core.table.header.doubtful or core.is_loss_untold:
             break
+        has_waited = True
         yield from core.await_path(request)
     core.check_peer_durable()
+    return has_waited
 
 
 def _bring(core: Core, request: Request, span: Span, step: Step) -> Flow[None]:
