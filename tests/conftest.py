@@ -12,6 +12,7 @@ import pytest
 
 SAY = "say"
 _ONE_WORKER = ("hosts", "sim")
+_TOGETHER = dict.fromkeys(("test_full_disk.py", "test_move.py"), "127.0.0.2")  # both move a host to that address
 
 Report = pytest.TestReport | pytest.CollectReport
 
@@ -40,7 +41,8 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = Path(item.path).parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in _ONE_WORKER else item.path.name))
+        group = folder if folder in _ONE_WORKER else _TOGETHER.get(item.path.name, item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
