@@ -529,7 +529,7 @@ MUTATIONS = (
     Mutation(
         "a write with FUA is not flushed",
         "nbdplugin.requests.write",
-        "if item.is_fua:",
+        "if is_done and item.is_fua:",
         "if False:",
         hint=0,
     ),
