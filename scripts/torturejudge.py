@@ -63,13 +63,14 @@ class Stalls:
     mirrored_s: float = 0.0
     own_s: float = 0.0
     invalid_s: float = 0.0
+    doubt_s: float = 0.0
     behind_s: float = 0.0
     machine_s: float = 0.0
     over: list[str] = dataclasses.field(default_factory=list)
     machines: int = 0  # requests that would be over, but for what the machine took
 
     def merge(self, other: Stalls) -> None:
-        for name in ("valid_s", "mirrored_s", "own_s", "invalid_s", "behind_s", "machine_s"):
+        for name in ("valid_s", "mirrored_s", "own_s", "invalid_s", "doubt_s", "behind_s", "machine_s"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         self.over += other.over
         self.machines += other.machines
@@ -86,6 +87,7 @@ class Judge:
         device_writers: int,
         track_size: int,
         link_timeout_s: float,
+        doubts: Sequence[tuple[float, float]] = (),
     ) -> None:
         self._records = sorted(records, key=lambda record: record.end)
         self._late = [(r.start, r.end) for r in control if r.end - r.start > LATE_S]
@@ -93,6 +95,7 @@ class Judge:
         self._device_writers = device_writers
         self._track_size = track_size
         self._limit_s = link_timeout_s + SPARE_S
+        self._doubts = doubts
         self._flushes = unite([(r.start, r.end) for r in self._records if r.kind == "f" and self._who(r) == "device"])
 
     def _who(self, record: Record) -> str:
@@ -119,6 +122,8 @@ class Judge:
                 found.own_s = max(found.own_s, taken_s)
             elif is_pull and not valid.issuperset(tracks):
                 found.invalid_s = max(found.invalid_s, taken_s)
+            elif record.kind != "r" and overlap(self._doubts, record):
+                found.doubt_s = max(found.doubt_s, taken_s)
             elif record.outcome == OK:
                 self._classify(record, taken_s, found)
             if record.outcome == OK:
@@ -184,6 +189,23 @@ def prolong(faults: Iterable[Fault], samples: Sequence[Sample]) -> None:
         if fault.is_until_whole:
             whole = (s.at for s in samples if s.at > fault.end and s.source is not None and is_whole(s.source))
             fault.end = next(whole, float("inf"))
+
+
+def find_doubts(samples: Iterable[Sample]) -> list[tuple[float, float]]:
+    """When only the peer had something that it may not have flushed: writes with FUA wait for the path then.
+
+    Told by the samples, and so from the last one before to the first one after.
+    """
+    found, start, last = [], None, 0.0
+    for sample in samples:
+        is_doubtful = sample.source is not None and bool(sample.source["doubtful"])
+        if is_doubtful and start is None:
+            start = last
+        elif start is not None and sample.source is not None and not is_doubtful:
+            found.append((start, sample.at))
+            start = None
+        last = sample.at
+    return found if start is None else [*found, (start, last)]
 
 
 def is_clean(source: dict[str, int | None]) -> bool:

@@ -269,7 +269,8 @@ class Torture:
         records, self._seen = everything[self._seen :], len(everything)
         control = [r for r in torturedata.read_log(self.folder / "control.log") if r.end > sampler.samples[0].at]
         torturejudge.prolong(table.faults, sampler.samples)
-        judge = Judge(records, control, table.faults, DEVICE_WRITERS, TRACK, result.link_timeout_s)
+        doubts = torturejudge.find_doubts(sampler.samples)
+        judge = Judge(records, control, table.faults, DEVICE_WRITERS, TRACK, result.link_timeout_s, doubts)
         stalls = judge.find_stalls(invalid == "source")
         is_push = invalid == "destination"
         samples, first = torturejudge.skip_first_copy(sampler.samples) if is_push else (sampler.samples, 0)
@@ -420,6 +421,7 @@ def _report(result: Result, options: argparse.Namespace) -> None:
         f"not counted: {stalls.own_s:.2f} s while the source's nbdkit or device process stood still or its disk failed"
     )
     print(f"not counted: {stalls.invalid_s:.2f} s for a track that was invalid while the path was not ready")
+    print(f"not counted: {stalls.doubt_s:.2f} s of a write while the peer alone had something, perhaps not durably")
     print(f"not counted: {stalls.behind_s:.2f} s behind a flush in the kernel's loop driver")
     print(
         f"the machine: a plain file's writer was late by up to {stalls.machine_s:.2f} s; "

@@ -225,3 +225,12 @@ def test_what_the_first_copy_had_to_bring_anyway_is_left_out() -> None:
     records = [Record(0, 1, "w", 0, CELL, 4.1, 4.2, OK)]
     found = torturejudge.count_resent(records, [samples[2], *later[2:]], [], first, TRACK)
     assert (found.resent, found.needed, found.is_too_much) == (3 * TRACK, TRACK, True)
+
+
+def test_doubt_lasts_from_the_sample_before_to_the_sample_after() -> None:
+    states = [False, True, None, True, False, True]
+    samples = [
+        Sample(float(at), None if is_on is None else {"doubtful": is_on}, None) for at, is_on in enumerate(states)
+    ]
+    assert torturejudge.find_doubts(samples) == [(0.0, 4.0), (4.0, 5.0)]
+    assert torturejudge.find_doubts([]) == []
