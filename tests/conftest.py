@@ -1,18 +1,14 @@
 """What holds for all tests: where CI=true, a test that is skipped has failed.
 
-Of several workers one does all of a file, so that what the file's tests share is made once, and one does all that needs
-a lab or the simulator's own processes.  What a test has to tell also when all is well, it records as property SAY.
+What a test has to tell also when all is well, it records as property SAY: a worker's own output is not seen.
 """
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 
 SAY = "say"
-_ONE_WORKER = ("hosts", "sim")
-_TOGETHER = dict.fromkeys(("test_full_disk.py", "test_move.py"), "127.0.0.2")  # both move a host to that address
 
 Report = pytest.TestReport | pytest.CollectReport
 
@@ -36,13 +32,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        folder = Path(item.path).parent.name
-        group = folder if folder in _ONE_WORKER else _TOGETHER.get(item.path.name, item.path.name)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
