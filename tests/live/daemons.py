@@ -6,6 +6,7 @@ same root; `stop_all` ends it with everything it started.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -28,6 +29,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_numbers = itertools.count()
+
+
+def _data_ports() -> str:
+    """A daemon's own data ports: whoever runs beside it must not take one while its volume's process is down."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    block = os.getppid() % 50 * 2 + worker % 2  # two workers of one run, and runs side by side
+    first = 10_000 + block * 200 + next(_numbers) % 4 * 50
+    return f"[data]\nport_first = {first}\nport_last = {first + 49}\n"
+
+
 class Daemon:
     """One pathctld and its root."""
 
@@ -41,7 +53,7 @@ class Daemon:
         self.environment: dict[str, str] = {}
         settings = self.root / "etc/pathctl/pathctl.toml"
         settings.parent.mkdir(parents=True)
-        settings.write_text("[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n")
+        settings.write_text("[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n" + _data_ports())
 
     def start(self) -> Daemon:
         with self.log.open("ab") as log:

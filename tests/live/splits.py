@@ -28,7 +28,7 @@ def make_pair(alpha: Daemon, beta: Daemon, **fields: Any) -> str:
     """alpha:va with random data and beta:vb, Synchronized; -> the pair."""
     alpha.call("volume.create", name="va", size=SIZE)
     beta.call("volume.create", name="vb", size=SIZE)
-    alpha.image("va").write_bytes(os.urandom(SIZE))
+    alpha.image("va").write_bytes(os.urandom(SIZE).replace(b"A", b"a").replace(b"B", b"b"))  # what tests write is new
     made = alpha.call("pair.create", source="va", destination="beta:vb", invalidate="destination", **fields)
     wait_state(alpha, "Synchronized")
     return str(made["pair"]["pair"])
@@ -40,6 +40,11 @@ def states(host: Daemon) -> list[str]:
 
 def wait_state(host: Daemon, wanted: str) -> None:
     wait_until(lambda: states(host) == [wanted], f"{host.name} shows {wanted}")
+
+
+def get_session(alpha: Daemon) -> int:
+    """The number of the session that va has now; 0 while there is none."""
+    return int(alpha.call("pair.show", pair="va")["pair"]["session"] or 0)
 
 
 def write(host: Daemon, volume: str, track: int, letter: bytes) -> None:

@@ -97,7 +97,7 @@ def _destination(host):
 def test_a_write_that_has_waited_long_enough_fails(tmp_path):
     alpha, beta = Daemon(tmp_path, "alpha"), Daemon(tmp_path, "beta")
     file = alpha.root / "etc/pathctl/pathctl.toml"
-    file.write_text(file.read_text() + "[data]\nfetch_timeout_s = 1\n")
+    file.write_text(file.read_text().replace("[data]\n", "[data]\nfetch_timeout_s = 1\n"))
     try:
         alpha.start()
         beta.start()

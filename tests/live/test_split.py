@@ -249,7 +249,9 @@ def test_a_source_that_was_set_back_and_has_missed_no_cut_is_refused_too(hosts, 
     """The generation is the same: only the sessions tell."""
     alpha, beta = hosts
     splits.make_pair(alpha, beta)
+    session = splits.get_session(alpha)
     older = splits.Older(alpha, "va", tmp_path)
+    wait_until(lambda: splits.get_session(alpha) > session, "alpha and beta have greeted each other again")
     wait_state(alpha, "Synchronized")
     write(alpha, "va", 1, b"B")
     older.put_back()
@@ -263,7 +265,9 @@ def test_a_source_that_was_set_back_and_has_missed_no_cut_is_refused_too(hosts, 
 def test_a_destination_that_was_set_back_is_refused_and_resolved(hosts, tmp_path, discard):
     alpha, beta = hosts
     splits.make_pair(alpha, beta)
+    session = splits.get_session(alpha)
     older = splits.Older(beta, "vb", tmp_path)
+    wait_until(lambda: splits.get_session(alpha) > session, "alpha and beta have greeted each other again")
     wait_state(alpha, "Synchronized")
     write(alpha, "va", 1, b"A")
     old = track(alpha, "va", 2)
