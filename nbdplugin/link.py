@@ -373,8 +373,10 @@ def get_pause(attempt: int) -> float:
 def parse_address(fields: dict[str, Any]) -> Address:
     """From the control command `link`; raises BadRequest."""
     host, port, psk_file, identity = (fields.get(key) for key in ("address", "port", "psk_file", "identity"))
-    if not (isinstance(host, str) and isinstance(psk_file, str) and isinstance(identity, str)):
-        raise BadRequest("link needs address, psk_file and identity")
+    if not (isinstance(host, str) and isinstance(psk_file, str | None) and isinstance(identity, str)):
+        raise BadRequest("link needs address, psk_file (null: in clear) and identity")
     if not isinstance(port, int) or not 0 < port < 65536:
         raise BadRequest(f"port {port!r} is not a TCP port")
-    return Address(host, port, Path(psk_file), identity)
+    if "psk_file" not in fields:  # nobody asks for a link in clear by leaving something out
+        raise BadRequest("link needs psk_file, even if it is null")
+    return Address(host, port, None if psk_file is None else Path(psk_file), identity)

@@ -39,11 +39,11 @@ _LENGTH = struct.Struct(">I")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Address:
-    """Where the peer's data plane listens, and the key of the pair."""
+    """Where the peer's data plane listens, and the key of the pair; without a key, in clear."""
 
     host: str
     port: int
-    psk_file: Path
+    psk_file: Path | None
     identity: str
 
 
@@ -78,9 +78,10 @@ class Connection:
         self._handle = nbd.NBD()
         self._socket: socket.socket | None = None
         try:
-            self._handle.set_tls(nbd.TLS_REQUIRE)
-            self._handle.set_tls_psk_file(str(address.psk_file))
-            self._handle.set_tls_username(address.identity)
+            if address.psk_file is not None:
+                self._handle.set_tls(nbd.TLS_REQUIRE)
+                self._handle.set_tls_psk_file(str(address.psk_file))
+                self._handle.set_tls_username(address.identity)
             self._handle.set_export_name(export)
             self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
             self._connect(address, is_given_up)

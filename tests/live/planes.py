@@ -41,13 +41,14 @@ class Plane:
         size: int,
         track_size: int = 65536,
         disk: Path | None = None,
+        is_plain: bool = False,
         **params: object,
     ) -> None:
-        """`disk`: where the metadata file and the backing lie, if not in `folder`."""
+        """`disk`: where the metadata file and the backing lie, if not in `folder`; `is_plain`: no TLS on the link."""
         self.folder, self.name, self.role, self.size, self.track_size = folder, name, role, size, track_size
         self.meta, self.backing = (disk or folder) / f"{name}.meta", (disk or folder) / f"{name}.img"
         self.control, self.socket_path = folder / f"{name}.ctl", folder / f"{name}.sock"
-        self.params = params
+        self.params, self.is_plain = params, is_plain
         self.psk_file = folder / "psk"
         self.process: subprocess.Popen[bytes] | None = None
         if not self.backing.exists():
@@ -76,7 +77,7 @@ class Plane:
     def start(self) -> Plane:
         priority = self.folder / "priority"
         priority.write_text(PRIORITY)
-        tls = ["--tls=require", f"--tls-psk={self.psk_file}"] if self.role == "peer" else []
+        tls = ["--tls=require", f"--tls-psk={self.psk_file}"] if self.role == "peer" and not self.is_plain else []
         settings = {"role": self.role, "volume": self.name, "meta": self.meta, "backing": self.backing}
         settings |= {"control": self.control, **self.params}
         threads = "288" if self.role == "host" else "1"
@@ -172,7 +173,7 @@ class Pair:
             pair=self.uuid,
             address="127.0.0.1",
             port=port or self.destination.port,
-            psk_file=str(self.source.psk_file),
+            psk_file=None if self.source.is_plain else str(self.source.psk_file),
             identity=self.uuid,
         )
 
