@@ -59,7 +59,8 @@ class Client(Base):
         name = f"read {cells.start}+{len(cells)}"
         self.machine.spawn(A, name, requests.read(core, cells.start * CELL, len(cells) * CELL), end)
 
-    def _spawn_write(self, core: Core, cells: range, then: Then = ignore) -> None:
+    def _spawn_write(self, core: Core, cells: range, then: Then = ignore, is_fua: bool | None = None) -> None:
+        """`is_fua` None leaves it to chance; the chance is drawn in any case, so that seeds stay what they are."""
         rng, now = self.rng, self.machine.now
         sessions = core.counts.sessions
         kind = Kind.TRIM if rng.random() < 0.12 else Kind.WRITE
@@ -89,7 +90,9 @@ class Client(Base):
             then(error)
 
         data = None if is_zero else (value,) * len(cells)
-        item = HostWrite(kind, cells.start * CELL, len(cells) * CELL, data, rng.random() < 0.1)
+        may_be_fua = rng.random() < 0.1
+        is_forced = may_be_fua if is_fua is None else is_fua
+        item = HostWrite(kind, cells.start * CELL, len(cells) * CELL, data, is_forced)
         self.machine.spawn(A, f"{kind.name.lower()} {cells.start}+{len(cells)}", requests.write(core, item), end)
 
     def _is_there(self, cell: int) -> bool:

@@ -121,7 +121,7 @@ class Liveness(Client, Faults):
         if is_reading:
             self._spawn_read(core, cells, then)
         elif not core.is_strict:
-            self._spawn_write(core, cells, then)
+            self._spawn_write(core, cells, then, is_fua=False)  # FUA may wait for a path in doubt, or tell of its loss
         else:
             self.probes -= 1
 
