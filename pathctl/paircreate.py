@@ -1,12 +1,10 @@
 """paircreate - the sequence that creates a path, and everything that may become of it.
 
-Runs at the source's host.  The intent is in the journal before the first effect, each step before it is sent.  Until
-the commit point (`ready`) every failure, and a crash found at the next start, leads to `undo`; after it to `finish`;
-the source's data plane alone knows which (`is_committed`).  What cannot be ended because the other host does not
-answer stays in the journal, and `pairrecover` goes on with it.
+Runs at the source's host.  The intent is in the journal before the first effect, each step before it is sent.  `ready`
+is the commit point.  `stepper` tells what that means; what cannot be ended because the other host does not answer,
+`pairrecover` goes on with.
 """
 
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -21,7 +19,6 @@ from pathctl import (
     devices,
     errors,
     faults,
-    logs,
     pairsteps,
     peers,
     pki,
@@ -32,10 +29,8 @@ from pathctl import (
     units,
     volumes,
 )
-from pathctl.errors import ErrorCode, NoAnswer, PathctlError
+from pathctl.errors import NoAnswer, PathctlError
 from pathctl.node import Node
-
-log = logging.getLogger(__name__)
 
 
 class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -58,14 +53,9 @@ class Create(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     dry_run: bool = False
 
 
-class Spec(msgspec.Struct, frozen=True):
+class Spec(stepper.Spec, frozen=True):
     """What is going to be done, as the journal keeps it."""
 
-    operation: str
-    pair: str
-    source: str  # the volume here
-    peer: str
-    destination: str  # the volume at the peer
     invalidate: db.Side
     first: db.Side
     create_source: bool
@@ -88,19 +78,6 @@ class Created(msgspec.Struct, frozen=True):
     steps: list[dict[str, Any]]
 
 
-def entry_of(spec: Spec) -> db.Entry:
-    return db.Entry(
-        operation=spec.operation,
-        verb="pair.create",
-        role="coordinator",
-        pair=spec.pair,
-        volume=spec.source,
-        peer=spec.peer,
-        peer_volume=spec.destination,
-        spec=msgspec.json.encode(spec).decode(),
-    )
-
-
 def spec_of(entry: db.Entry) -> Spec:
     return msgspec.json.decode(entry.spec, type=Spec)
 
@@ -115,8 +92,10 @@ async def create(node: Node, body: Create, source: str, peer: str, destination: 
     spec = await _plan(node, body, source, peer, destination)
     started = time.monotonic()
     with node.working_on(spec.operation):
-        node.db.open_entry(entry_of(spec))
-        return await _run(node, spec, started)
+        node.db.open_entry(spec.build_entry("pair.create"))
+        run = _Run(node, spec, started)
+        await run.run()
+    return Created(spec.pair, run.steps)
 
 
 async def plan(node: Node, body: Create, source: str, peer: str, destination: str) -> dict[str, Any]:
@@ -142,7 +121,7 @@ async def plan(node: Node, body: Create, source: str, peer: str, destination: st
 
 def _in_plain_words(node: Node, spec: Spec) -> list[str]:
     """The steps, for one who decides whether they shall be done."""
-    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    here, there = spec.get_names(node)
     lost, good = (here, there) if spec.invalidate == "source" else (there, here)
     made = f"of {volumes.both(spec.size)}, all zeroes, in tracks of {units.format_size(spec.track_size)}"
     connections = {"source": f"connect {here} as the source", "destination": f"connect {there} as the destination"}
@@ -172,7 +151,7 @@ async def _check_source(node: Node, spec: Spec) -> None:
 
 
 def _what_is_overwritten(node: Node, spec: Spec) -> list[str]:
-    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    here, there = spec.get_names(node)
     is_source = spec.invalidate == "source"
     lost, good = (here, there) if is_source else (there, here)
     if spec.create_source if is_source else spec.create_destination:
@@ -186,7 +165,7 @@ def _what_is_written_back(node: Node, spec: Spec) -> list[str]:
     row = node.volume(spec.source)
     if not row.attached:
         return []
-    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
+    here, there = spec.get_names(node)
     used = devices.use(row.device_path) if row.device_path else None
     device = f"{row.device_path or here} is attached{f' and {used}' if used else ''}"
     written = "what its page cache or file system still writes back of the old data"
@@ -312,13 +291,18 @@ def _how_to_fit(lost: str, found: pairsteps.Look, good: pairsteps.Look) -> str:
     )
 
 
-class _Run(stepper.Stepper):
-    """One run of the steps."""
+class _Run(stepper.Stepper[Spec]):
+    """One run of the steps, or what is left of it."""
 
-    def __init__(self, node: Node, spec: Spec, started: float) -> None:
-        super().__init__(node, spec.operation, "create", lambda name: step_label(node, spec, name), started)
-        self._spec = spec
-        self._port: int | None = None
+    words = stepper.Words(
+        verb="create",
+        commit="ready",
+        created="created",
+        made_ready="made ready",
+        ready="ready",
+        as_before="both hosts are as before",
+    )
+    _port: int | None = None
 
     async def all(self) -> None:
         spec = self._spec
@@ -348,7 +332,7 @@ class _Run(stepper.Stepper):
         body = pairsteps.CreateVolume(
             spec.operation, spec.pair, spec.destination, spec.source, spec.size, spec.track_size
         )
-        await self._ask("pair.create_volume", body)
+        await self.ask("pair.create_volume", body)
 
     async def _connect_source(self) -> None:
         spec = self._spec
@@ -356,7 +340,7 @@ class _Run(stepper.Stepper):
         await pairsteps.connect_source(self._node, spec.peer, body, spec.copy_rate_bytes_s, spec.on_path_loss)
 
     async def _connect_destination(self) -> None:
-        answer = await self._ask("pair.connect", self._connect(self._spec.destination, self._spec.source))
+        answer = await self.ask("pair.connect", self._connect(self._spec.destination, self._spec.source))
         self._port = peers.read(self._spec.peer, "pair.connect", answer.get("port"), int)
 
     def _connect(self, volume: str, peer_volume: str) -> pairsteps.Connect:
@@ -366,10 +350,6 @@ class _Run(stepper.Stepper):
         return pairsteps.Connect(
             spec.operation, spec.pair, volume, peer_volume, spec.invalidate, psk, spec.size, spec.track_size
         )
-
-    async def _ask(self, verb: str, body: msgspec.Struct) -> dict[str, Any]:
-        spec, limit_s = self._spec, self._node.cfg.timeouts.peer_step_s
-        return await pairsteps.ask(self._node, spec.operation, spec.peer, verb, body, limit_s)
 
     async def _greet(self) -> None:
         """The data planes meet before anything is promised: a failure here fails the second step."""
@@ -395,6 +375,59 @@ class _Run(stepper.Stepper):
         )
         statelog.read_copy(self._node, msgspec.convert(answer, controlclient.Status))
 
+    def label(self, step: str) -> str:
+        spec = self._spec
+        here, there = spec.get_names(self._node)
+        connections = {"source": f"source connection ({here})", "destination": f"destination connection ({there})"}
+        return {
+            "journal": "journal",
+            "create_source": f"source volume ({here})",
+            "create_destination": f"destination volume ({there})",
+            "first": connections[spec.first],
+            "second": connections[spec.second],
+            "greet": f"first contact with {there} over the data port",
+            "ready": f"source ready ({here})",
+        }[step]
+
+    def is_commit(self, found: controlclient.Status) -> bool:
+        return found.committed
+
+    async def undo(self, *, cut: bool) -> tuple[list[str], list[str]]:
+        node, spec = self._node, self._spec
+        node.db.set_entry_state(spec.operation, "undoing")
+        undone: list[str] = []
+        pending: list[str] = []
+        here, there = spec.get_names(node)
+        sides: tuple[db.Side, db.Side] = (spec.second, spec.first)
+        for side in sides:
+            try:
+                undone += await (self._undo_source(cut) if side == "source" else self._undo_destination())
+            except PathctlError as error:
+                pending.append(f"{side} connection ({here if side == 'source' else there})")
+                node.db.set_note(spec.operation, f"being undone: {error.message}")
+        if not pending:
+            node.db.close_entry(spec.operation, "undone")
+        return undone, pending
+
+    async def _undo_source(self, cut: bool) -> list[str]:
+        spec = self._spec
+        return await pairsteps.drop(self._node, spec.operation, spec.pair, spec.source, cut=cut)
+
+    async def _undo_destination(self) -> list[str]:
+        begun = self._node.db.steps(self._spec.operation)
+        connect = "first" if self._spec.first == "destination" else "second"
+        if "create_destination" not in begun and connect not in begun:
+            return []  # the peer has never been asked for anything
+        return await self.undo_there()
+
+    async def finish(self) -> None:
+        node, spec = self._node, self._spec
+        node.db.commit_pair(spec.operation, spec.pair)
+        await faults.point("create.committed")
+        if await self.tell_committed("pair.finish", spec.which):
+            node.db.close_entry(spec.operation, "done")
+            await faults.point("create.done")
+
 
 def step_names(spec: Spec) -> list[str]:
     """The steps in their order."""
@@ -403,136 +436,6 @@ def step_names(spec: Spec) -> list[str]:
     return ["journal", *made, "first", "second", "greet", "ready"]
 
 
-def step_label(node: Node, spec: Spec, step: str) -> str:
-    here, there = f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
-    connections = {"source": f"source connection ({here})", "destination": f"destination connection ({there})"}
-    return {
-        "journal": "journal",
-        "create_source": f"source volume ({here})",
-        "create_destination": f"destination volume ({there})",
-        "first": connections[spec.first],
-        "second": connections[spec.second],
-        "greet": f"first contact with {there} over the data port",
-        "ready": f"source ready ({here})",
-    }[step]
-
-
-async def _run(node: Node, spec: Spec, started: float) -> Created:
-    run = _Run(node, spec, started)
-    try:
-        await run.all()
-    except PathctlError as error:
-        if not await _committed_after(node, spec, run, error):
-            await _fail(node, spec, run, error)
-        about = logs.of(volume=spec.source, pair=spec.pair)
-        log.warning("pair %s was made ready although its last step said: %s", spec.pair, error.message, extra=about)
-    await finish(node, spec)
-    run.note("done")
-    return Created(spec.pair, run.steps)
-
-
-async def _committed_after(node: Node, spec: Spec, run: _Run, error: PathctlError) -> bool:
-    """Whether the failed step was the commit and it has taken effect all the same."""
-    if run.at != "ready":
-        return False
-    # A commit that was not turned down may stand in the data plane's memory and not on its disk: only what it reads
-    # from there anew is final.
-    is_open = error.code != ErrorCode.REFUSED
-    try:
-        return await is_committed(node, spec, cut=is_open)
-    except PathctlError as unknown:
-        node.db.set_note(spec.operation, unknown.message)
-        raise PathctlError(
-            error.code,
-            f"it is not known whether pair {spec.pair} was made ready ({unknown.message}); it stays in the journal and "
-            "pathctld finishes or undoes it as soon as the source's data plane answers",
-            done=run.done,
-            failed=step_label(node, spec, run.at),
-            pending=[step_label(node, spec, run.at)],
-        ) from error
-
-
-async def is_committed(node: Node, spec: Spec, *, cut: bool) -> bool:
-    """The truth about the commit point: what the source's metadata says.
-
-    `cut`: the command may still be under way; start nbdkit anew first, so that what it says is final.
-    """
-    async with node.locks[spec.source]:
-        if node.db.connection(spec.pair) is None:
-            return False
-        await planes.settle(node, spec.source)
-        if cut:
-            await node.supervisor.restart(spec.source)
-        found = await planes.status(node, spec.source)
-    return found.pair == spec.pair and found.committed
-
-
-async def _fail(node: Node, spec: Spec, run: _Run, error: PathctlError) -> None:
-    """Undo, and tell all of it in one sentence."""
-    undone, pending = await undo(node, spec, cut=isinstance(error, NoAnswer))
-    failed = step_label(node, spec, run.at)
-    rest = f"undone: {', '.join(undone)}" if undone else "nothing had to be undone"
-    if pending:
-        rest += f"; still to be undone: {', '.join(pending)}, which pathctld goes on with by itself"
-    else:
-        rest += "; both hosts are as before"
-    raise PathctlError(
-        error.code,
-        f"the pair was not created, because its {failed} failed: {error.message}; {rest}",
-        done=run.done,
-        failed=failed,
-        undone=undone,
-        pending=pending,
-    ) from error
-
-
-async def undo(node: Node, spec: Spec, *, cut: bool) -> tuple[list[str], list[str]]:
-    """Undo at both hosts whatever was begun, the last first; -> what was undone, what could not be yet."""
-    node.db.set_entry_state(spec.operation, "undoing")
-    undone: list[str] = []
-    pending: list[str] = []
-    sides: tuple[db.Side, db.Side] = (spec.second, spec.first)
-    for side in sides:
-        undo_side = _undo_source if side == "source" else _undo_destination
-        try:
-            undone += await undo_side(node, spec, cut)
-        except PathctlError as error:
-            host, volume = (node.host().name, spec.source) if side == "source" else (spec.peer, spec.destination)
-            pending.append(f"{side} connection ({host}:{volume})")
-            node.db.set_note(spec.operation, f"being undone: {error.message}")
-    if not pending:
-        node.db.close_entry(spec.operation, "undone")
-    return undone, pending
-
-
-async def _undo_source(node: Node, spec: Spec, cut: bool) -> list[str]:
-    return await pairsteps.drop(node, spec.operation, spec.pair, spec.source, cut=cut)
-
-
-async def _undo_destination(node: Node, spec: Spec, cut: bool) -> list[str]:
-    begun = node.db.steps(spec.operation)
-    connect = "first" if spec.first == "destination" else "second"
-    if "create_destination" not in begun and connect not in begun:
-        return []  # the peer has never been asked for anything
-    body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
-    answer = await pairsteps.ask(node, spec.operation, spec.peer, "pair.undo", body, node.cfg.timeouts.control_s)
-    return peers.read(spec.peer, "pair.undo", answer.get("undone", []), list[str])
-
-
-async def finish(node: Node, spec: Spec) -> None:
-    """After the commit point: record it here and there.  While the peer does not answer, the journal stays open."""
-    node.db.commit_pair(spec.operation, spec.pair)
-    await faults.point("create.committed")
-    body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
-    try:
-        async with node.locks[spec.source]:
-            await planes.bring(node, spec.source)
-        await pairsteps.ask(node, spec.operation, spec.peer, "pair.finish", body, node.cfg.timeouts.peer_look_s)
-    except PathctlError as error:
-        node.db.set_note(spec.operation, f"ready, but not yet recorded as such by both hosts: {error.message}")
-        about = logs.of(volume=spec.source, pair=spec.pair)
-        log.warning("pair %s is ready; %s", spec.pair, error.message, extra=about)
-        if isinstance(error, NoAnswer) or error.code != ErrorCode.REFUSED:
-            return
-    node.db.close_entry(spec.operation, "done")
-    await faults.point("create.done")
+async def go_on(node: Node, entry: db.Entry) -> str | None:
+    """What a crash, or a host that did not answer, left unfinished; -> the event that tells how it ended, if it did."""
+    return await _Run(node, spec_of(entry)).go_on(entry)

@@ -49,7 +49,7 @@ async def _go_on(node: Node, entry: db.Entry) -> None:
             elif entry.verb == "pair.resolve":
                 _record(node, entry, await pairresolve.go_on(node, entry))
             else:
-                await _go_on_creating(node, entry)
+                _record(node, entry, await paircreate.go_on(node, entry))
     except errors.PathctlError as error:
         if error.message != entry.note:
             about = logs.of(volume=entry.volume, pair=entry.pair)
@@ -70,22 +70,6 @@ def _record(node: Node, entry: db.Entry, kind: str | None) -> None:
             f"{what} of the pair of {entry.volume} with {entry.peer}:{entry.peer_volume}, which was cut off, {end} here"
         )
         node.db.record(kind, message, volume=entry.volume, pair=entry.pair, peer=entry.peer)
-
-
-async def _go_on_creating(node: Node, entry: db.Entry) -> None:
-    """The source's metadata knows whether the commit point was passed."""
-    spec = paircreate.spec_of(entry)
-    begun_ready = "ready" in node.db.steps(entry.operation)
-    is_committed = entry.state == "committed"
-    if entry.state == "forward" and begun_ready:
-        is_committed = await paircreate.is_committed(node, spec, cut=True)
-    if is_committed:
-        await paircreate.finish(node, spec)
-        _record(node, entry, "recovery.finished")
-        return
-    _, pending = await paircreate.undo(node, spec, cut=True)
-    if not pending:
-        _record(node, entry, "recovery.undone")
 
 
 async def _ask_coordinator(node: Node, entry: db.Entry) -> None:

@@ -2,16 +2,14 @@
 
 Runs at the source's host.  The intent is in the journal before the first effect.  The destination makes its half of
 the pair again if that has ended there; this is the only operation that overrides the record of an ended pair.  Then
-the source's data plane marks the whole discarded side (`commit`): THE COMMIT POINT.  Until there every failure, and a
-crash found at the next start, leads to `undo`; after it to `finish`.  What cannot be ended because the other host does
-not answer stays in the journal, and `pairrecover` goes on with it.
+the source's data plane marks the whole discarded side (`commit`): THE COMMIT POINT.  `stepper` tells what that means;
+what cannot be ended because the other host does not answer, `pairrecover` goes on with.
 """
 
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -23,7 +21,6 @@ from pathctl import (
     devices,
     errors,
     faults,
-    logs,
     pairheld,
     pairsteps,
     pairview,
@@ -37,10 +34,8 @@ from pathctl import (
     units,
     volumes,
 )
-from pathctl.errors import ErrorCode, NoAnswer, PathctlError
+from pathctl.errors import NoAnswer, PathctlError
 from pathctl.node import Node, Sample
-
-log = logging.getLogger(__name__)
 
 STEPS = ("journal", "rejoin", "link", "commit")
 
@@ -54,14 +49,9 @@ class Resolve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     dry_run: bool = False
 
 
-class Spec(msgspec.Struct, frozen=True):
+class Spec(stepper.Spec, frozen=True):
     """What is going to be done, as the journal keeps it."""
 
-    operation: str
-    pair: str
-    source: str  # the volume here
-    peer: str
-    destination: str  # the volume at the peer
     discard: db.Side
     force: bool
     size: int
@@ -78,19 +68,6 @@ def spec_of(entry: db.Entry) -> Spec:
     return msgspec.json.decode(entry.spec, type=Spec)
 
 
-def _entry_of(spec: Spec) -> db.Entry:
-    return db.Entry(
-        operation=spec.operation,
-        verb="pair.resolve",
-        role="coordinator",
-        pair=spec.pair,
-        volume=spec.source,
-        peer=spec.peer,
-        peer_volume=spec.destination,
-        spec=msgspec.json.encode(spec).decode(),
-    )
-
-
 # what is looked at first
 
 
@@ -99,23 +76,21 @@ async def resolve(node: Node, row: db.Connection, body: Resolve) -> shapes.Resol
     started = time.monotonic()
     spec, _ = await _plan(node, row, body)
     with node.working_on(spec.operation):
-        node.db.open_entry(_entry_of(spec))
-        return await _run(node, spec, started)
+        node.db.open_entry(spec.build_entry("pair.resolve"))
+        run = _Run(node, spec, started)
+        await run.run()
+    return shapes.Resolved(spec.discard, msgspec.convert(run.steps, list[shapes.Step]))
 
 
 async def plan(node: Node, row: db.Connection, body: Resolve) -> dict[str, Any]:
     """What `resolve` would do and lose, after all checks; changes nothing."""
     spec, sample = await _plan(node, row, body)
-    here, there = _names(node, spec)
+    here, there = spec.get_names(node)
     lost, kept = (here, there) if body.discard == "source" else (there, here)
     steps = [f"make {there} the destination of the pair again"] * (row.pair in node.ended_there)
     steps.append(f"mark all tracks of {lost} as invalid, in one step, and make the path ready")
     steps.append(f"copy all {volumes.both(spec.size)} of {kept} over {lost}")
     return {"plan": {"steps": steps, "loses": _what_is_lost(node, spec, sample, lost, kept)}}
-
-
-def _names(node: Node, spec: Spec) -> tuple[str, str]:
-    return f"{node.host().name}:{spec.source}", f"{spec.peer}:{spec.destination}"
 
 
 def _what_is_lost(node: Node, spec: Spec, sample: Sample, lost: str, kept: str) -> list[str]:
@@ -226,7 +201,7 @@ def _refuse_agreeing(node: Node, row: db.Connection, sample: Sample) -> None:
 
 
 def _refuse_source(node: Node, spec: Spec, found: controlclient.Status) -> None:
-    here, there = _names(node, spec)
+    here, there = spec.get_names(node)
     if found.on_path_loss is None:
         raise errors.refused(
             f"the process of {here} is of an older release, which has no `pair resolve`; nothing was changed: start it "
@@ -250,7 +225,7 @@ def _refuse_source(node: Node, spec: Spec, found: controlclient.Status) -> None:
 
 
 def _refuse_destination(node: Node, spec: Spec, held: shapes.Held) -> None:
-    _, there = _names(node, spec)
+    _, there = spec.get_names(node)
     if node.held_there.get(spec.pair) is not None and node.held_there[spec.pair].held is None:
         raise errors.refused(
             f"host {spec.peer} has no volume {spec.destination} any more; nothing was changed: free this half with "
@@ -272,13 +247,18 @@ def _refuse_destination(node: Node, spec: Spec, held: shapes.Held) -> None:
 # the steps
 
 
-class _Run(stepper.Stepper):
-    """One run of the steps."""
+class _Run(stepper.Stepper[Spec]):
+    """One run of the steps, or what is left of it."""
 
-    def __init__(self, node: Node, spec: Spec, started: float) -> None:
-        super().__init__(node, spec.operation, "resolve", lambda name: step_label(node, spec, name), started)
-        self._spec = spec
-        self._port: int | None = None
+    words = stepper.Words(
+        verb="resolve",
+        commit="commit",
+        created="resolved",
+        made_ready="resolved",
+        ready="resolved",
+        as_before="both hosts are as before, and no data was changed",
+    )
+    _port: int | None = None
 
     async def all(self) -> None:
         actions: dict[str, Callable[[], Awaitable[None]]] = {
@@ -302,13 +282,21 @@ class _Run(stepper.Stepper):
         body = pairsteps.Rejoin(
             spec.operation, spec.pair, spec.destination, spec.source, spec.discard, psk, spec.size, spec.track_size
         )
-        limit_s = node.cfg.timeouts.peer_step_s
-        answer = await pairsteps.ask(node, spec.operation, spec.peer, "pair.rejoin", body, limit_s)
+        answer = await self.ask("pair.rejoin", body)
         self._port = peers.read(spec.peer, "pair.rejoin", answer.get("port"), int)
 
     async def _link(self) -> None:
         assert self._port is not None
-        await _set_port(self._node, self._spec, self._port)
+        await self._set_port(self._port)
+
+    async def _set_port(self, port: int | None) -> None:
+        """Tell the source's data plane where its peer's is now, or was before."""
+        node, pair = self._node, self._spec.pair
+        row = node.db.connection(pair)
+        if row is None or row.port == port or port is None:
+            return
+        node.db.set_port(pair, port)
+        await planes.link(node, msgspec.structs.replace(row, port=port))
 
     async def _commit(self) -> None:
         """THE COMMIT POINT: one command, one durable change in the source's metadata."""
@@ -325,143 +313,46 @@ class _Run(stepper.Stepper):
         node.copies.forget(spec.pair)
         statelog.read_copy(node, msgspec.convert(answer, controlclient.Status))
 
+    def label(self, step: str) -> str:
+        here, there = self._spec.get_names(self._node)
+        return {
+            "journal": "journal",
+            "rejoin": f"destination connection ({there})",
+            "link": f"way to the destination ({here})",
+            "commit": f"source resolved ({here})",
+        }[step]
 
-async def _set_port(node: Node, spec: Spec, port: int | None) -> None:
-    """Tell the source's data plane where its peer's is now, or was before."""
-    row = node.db.connection(spec.pair)
-    if row is None or row.port == port or port is None:
-        return
-    node.db.set_port(spec.pair, port)
-    await planes.link(node, msgspec.structs.replace(row, port=port))
+    def is_commit(self, found: controlclient.Status) -> bool:
+        return found.operation == self._spec.operation
 
+    async def undo(self, *, cut: bool) -> tuple[list[str], list[str]]:
+        """As everywhere; the source's data plane has nothing to be undone, so `cut` is of no matter."""
+        node, spec = self._node, self._spec
+        node.db.set_entry_state(spec.operation, "undoing")
+        undone: list[str] = []
+        try:
+            await self._set_port(spec.port)
+            if "rejoin" in node.db.steps(spec.operation):
+                undone = await self.undo_there()
+        except PathctlError as error:
+            node.db.set_note(spec.operation, f"being undone: {error.message}")
+            return undone, [self.label("rejoin")]
+        node.db.close_entry(spec.operation, "undone")
+        return undone, []
 
-def step_label(node: Node, spec: Spec, step: str) -> str:
-    here, there = _names(node, spec)
-    return {
-        "journal": "journal",
-        "rejoin": f"destination connection ({there})",
-        "link": f"way to the destination ({here})",
-        "commit": f"source resolved ({here})",
-    }[step]
-
-
-async def _run(node: Node, spec: Spec, started: float) -> shapes.Resolved:
-    run = _Run(node, spec, started)
-    try:
-        await run.all()
-    except PathctlError as error:
-        if not await _committed_after(node, spec, run, error):
-            await _fail(node, spec, run, error)
-        about = logs.of(volume=spec.source, pair=spec.pair)
-        log.warning("pair %s was resolved although its last step said: %s", spec.pair, error.message, extra=about)
-    await finish(node, spec)
-    run.note("done")
-    return shapes.Resolved(spec.discard, msgspec.convert(run.steps, list[shapes.Step]))
-
-
-async def _committed_after(node: Node, spec: Spec, run: _Run, error: PathctlError) -> bool:
-    """Whether the failed step was the commit and it has taken effect all the same."""
-    if run.at != "commit":
-        return False
-    # One that was not turned down may stand in the data plane's memory and not on its disk.
-    is_open = error.code != ErrorCode.REFUSED
-    try:
-        return await is_committed(node, spec, cut=is_open)
-    except PathctlError as unknown:
-        node.db.set_note(spec.operation, unknown.message)
-        raise PathctlError(
-            error.code,
-            f"it is not known whether pair {spec.pair} was resolved ({unknown.message}); it stays in the journal and "
-            "pathctld finishes or undoes it as soon as the source's data plane answers",
-            done=run.done,
-            failed=step_label(node, spec, run.at),
-            pending=[step_label(node, spec, run.at)],
-        ) from error
-
-
-async def is_committed(node: Node, spec: Spec, *, cut: bool) -> bool:
-    """The truth about the commit point: what the source's metadata says.
-
-    `cut`: the command may still be under way; start nbdkit anew first, so that what it says is final.
-    """
-    async with node.locks[spec.source]:
-        if node.db.connection(spec.pair) is None:
-            return False
-        await planes.settle(node, spec.source)
-        if cut:
-            await node.supervisor.restart(spec.source)
-        found = await planes.status(node, spec.source)
-    return found.pair == spec.pair and found.operation == spec.operation
-
-
-async def _fail(node: Node, spec: Spec, run: _Run, error: PathctlError) -> NoReturn:
-    """Undo, and tell all of it in one sentence."""
-    undone, pending = await undo(node, spec)
-    failed = step_label(node, spec, run.at)
-    rest = f"undone: {', '.join(undone)}" if undone else "nothing had to be undone"
-    if pending:
-        rest += f"; still to be undone: {', '.join(pending)}, which pathctld goes on with by itself"
-    else:
-        rest += "; both hosts are as before, and no data was changed"
-    raise PathctlError(
-        error.code,
-        f"the pair was not resolved, because its {failed} failed: {error.message}; {rest}",
-        done=run.done,
-        failed=failed,
-        undone=undone,
-        pending=pending,
-    ) from error
-
-
-async def undo(node: Node, spec: Spec) -> tuple[list[str], list[str]]:
-    """Undo at both hosts whatever was begun, the last first; -> what was undone, what could not be yet."""
-    node.db.set_entry_state(spec.operation, "undoing")
-    undone: list[str] = []
-    try:
-        await _set_port(node, spec, spec.port)
-        if "rejoin" in node.db.steps(spec.operation):
-            body = pairsteps.Which(spec.operation, spec.pair, spec.destination, spec.source)
-            limit_s = node.cfg.timeouts.control_s
-            answer = await pairsteps.ask(node, spec.operation, spec.peer, "pair.undo", body, limit_s)
-            undone = peers.read(spec.peer, "pair.undo", answer.get("undone", []), list[str])
-    except PathctlError as error:
-        node.db.set_note(spec.operation, f"being undone: {error.message}")
-        return undone, [step_label(node, spec, "rejoin")]
-    node.db.close_entry(spec.operation, "undone")
-    return undone, []
-
-
-async def finish(node: Node, spec: Spec) -> None:
-    """After the commit point: record it here and there.  While the peer does not answer, the journal stays open."""
-    node.db.commit_resolved(spec.operation, spec.pair, spec.discard)
-    pairheld.forget(node, spec.pair)
-    await faults.point("resolve.committed")
-    body = pairsteps.Resolved(spec.operation, spec.pair, spec.destination, spec.source, spec.discard)
-    try:
-        async with node.locks[spec.source]:
-            await planes.bring(node, spec.source)
-        await pairsteps.ask(node, spec.operation, spec.peer, "pair.resolved", body, node.cfg.timeouts.peer_look_s)
-    except PathctlError as error:
-        node.db.set_note(spec.operation, f"resolved, but not yet recorded as such by both hosts: {error.message}")
-        about = logs.of(volume=spec.source, pair=spec.pair)
-        log.warning("pair %s is resolved; %s", spec.pair, error.message, extra=about)
-        if isinstance(error, NoAnswer) or error.code != ErrorCode.REFUSED:
-            return
-    with actor.by(spec.asked_by, "pair.resolve"):
-        pairsteps.end_resolving(
-            node, msgspec.structs.replace(body, volume=spec.source, peer_volume=spec.destination), spec.peer
-        )
-    await faults.point("resolve.done")
+    async def finish(self) -> None:
+        node, spec = self._node, self._spec
+        node.db.commit_resolved(spec.operation, spec.pair, spec.discard)
+        pairheld.forget(node, spec.pair)
+        await faults.point("resolve.committed")
+        body = pairsteps.Resolved(spec.operation, spec.pair, spec.destination, spec.source, spec.discard)
+        if await self.tell_committed("pair.resolved", body):
+            ours = msgspec.structs.replace(body, volume=spec.source, peer_volume=spec.destination)
+            with actor.by(spec.asked_by, "pair.resolve"):
+                pairsteps.end_resolving(node, ours, spec.peer)
+            await faults.point("resolve.done")
 
 
 async def go_on(node: Node, entry: db.Entry) -> str | None:
     """What a crash, or a host that did not answer, left unfinished; -> the event that tells how it ended, if it did."""
-    spec = spec_of(entry)
-    is_done = entry.state == "committed"
-    if entry.state == "forward" and "commit" in node.db.steps(entry.operation):
-        is_done = await is_committed(node, spec, cut=True)
-    if is_done:
-        await finish(node, spec)
-        return "recovery.finished"
-    _, pending = await undo(node, spec)
-    return None if pending else "recovery.undone"
+    return await _Run(node, spec_of(entry)).go_on(entry)

@@ -87,9 +87,9 @@ MUTATIONS = (
     Mutation(
         "the error of the second connection is not returned",
         (6, 18, 30, 39),
-        "pathctl/paircreate.py",
-        "await _fail(node, spec, run, error)",
-        "return Created(spec.pair, run.steps)",
+        "pathctl/stepper.py",
+        "await self._fail(error)",
+        "return",
     ),
     Mutation(
         "the destination's tracks are not marked",
