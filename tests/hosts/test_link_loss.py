@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lablib
 import pytest
+from hosts.load import running_fio, stop_fio
 from hosts.scene import MIB, TRACK, Scene, read_device
 from waiting import wait_until
 
@@ -94,37 +95,13 @@ def find_differing(scene: Scene) -> list[int]:
         return [track for track in range(SIZE // TRACK) if one.read(TRACK) != other.read(TRACK)]
 
 
-@contextmanager
-def running_fio(scene: Scene, rate: str) -> Iterator[subprocess.Popen[str]]:
-    """Random writes, each read back and verified, until `stop_fio`."""
-    device = scene.alpha.run_file(f"dev/{scene.name}")
-    command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=16k", "--ioengine=libaio"]
-    command += ["--direct=1", "--iodepth=8", f"--size={SIZE}", f"--rate=,{rate}", "--verify=crc32c"]
-    command += ["--verify_fatal=1", "--verify_backlog=64", "--verify_state_save=0", "--time_based", "--runtime=600"]
-    process = scene.alpha.popen(
-        *command, "--output-format=json", "--thread", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=30)
-
-
-def stop_fio(process: subprocess.Popen[str]) -> None:
-    """As Ctrl-C does; it must have written, verified, and seen no error."""
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=LIMIT_S)
-    job = json.loads(output[output.index("{") : output.rindex("}") + 1])["jobs"][0]
-    assert job["error"] == 0, output
-    assert "verify:" not in output, output
-    assert job["write"]["total_ios"] > 100
-    assert job["read"]["total_ios"] > 50
+def load(scene: Scene, rate: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    device = str(scene.alpha.run_file(f"dev/{scene.name}"))
+    return running_fio(scene.alpha, device, SIZE, "--bs=16k", f"--rate=,{rate}", "--runtime=600", "--thread")
 
 
 def test_after_a_cut_under_fio_only_owed_tracks_are_sent(scene: Scene) -> None:
-    with running_fio(scene, "20m") as fio:
+    with load(scene, "20m") as fio:
         wait_until(lambda: get_status(scene)["counters"]["mirrored_bytes"], "fio's writes go to both", LIMIT_S)
         scene.lab.cut()
         start = time.monotonic()
@@ -165,7 +142,7 @@ def wait_until_at_rest(scene: Scene) -> None:
 
 def test_late_writes_of_a_frozen_peer_are_refused_when_it_wakes(scene: Scene) -> None:
     refused = ask(scene.beta, scene.name, op="status")["counters"]["refused_requests"]
-    with running_fio(scene, "4m") as fio:
+    with load(scene, "4m") as fio:
         wait_until(lambda: get_status(scene)["counters"]["mirrored_bytes"], "fio's writes go to both", LIMIT_S)
         with lablib.frozen(scene.beta.nbdkit_pids(scene.name)):
             wait_until(lambda: get_status(scene)["session"] is None, "the source gives the peer up", LIMIT_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import signal
@@ -10,18 +9,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import lablib
 import psutil
 import pytest
+from hosts.load import running_fio, stop_fio
 from hosts.scene import MIB, TRACK, Scene
 from waiting import wait_until
 
 SIZE = 64 * MIB
 EXTENT_TRACKS = 16 * MIB // TRACK
-FIO_S = 60.0
 
 
 @pytest.fixture
@@ -33,36 +32,8 @@ def scene(request: pytest.FixtureRequest, shared_lab: lablib.Lab, faults: Path) 
     scene.end()
 
 
-@contextmanager
-def running_fio(scene: Scene, device: str, size: int) -> Iterator[subprocess.Popen[str]]:
-    """Random writes with verification on the first `size` bytes, until stop_fio."""
-    command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--ioengine=libaio"]
-    command += ["--direct=1", "--iodepth=8", f"--size={size}", "--verify=crc32c", "--verify_fatal=1", "--rate_iops=400"]
-    command += [
-        "--verify_backlog=64",
-        "--verify_state_save=0",
-        "--time_based",
-        f"--runtime={FIO_S:g}",
-        "--output-format=json",
-    ]
-    process = scene.alpha.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate(timeout=30)
-
-
-def stop_fio(process: subprocess.Popen[str]) -> None:
-    """Ends fio as Ctrl-C does; it must have written and seen no error."""
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    job = json.loads(output[output.index("{") : output.rindex("}") + 1])["jobs"][0]
-    assert job["error"] == 0, output
-    assert "verify:" not in output, output
-    assert job["write"]["total_ios"] > 100
-    assert job["read"]["total_ios"] > 50  # what was verified
+def load(scene: Scene, device: str, size: int) -> AbstractContextManager[subprocess.Popen[str]]:
+    return running_fio(scene.alpha, device, size, "--bs=4k", "--rate_iops=400", "--runtime=60")
 
 
 def assert_stores_equal(scene: Scene) -> None:
@@ -79,7 +50,7 @@ def test_a_pair_is_created_suspended_resumed_and_deleted_under_fio(scene: Scene)
     alpha = scene.alpha
     alpha.call("volume.create", name=scene.name, size=SIZE)
     device = alpha.call("attach", volume=scene.name)["device"]
-    with running_fio(scene, device, SIZE) as fio:
+    with load(scene, device, SIZE) as fio:
         for _ in range(2):
             scene.create("destination", create=True)
             scene.wait_synchronized()
@@ -119,7 +90,7 @@ def test_a_kill_during_the_copy_costs_no_error_and_the_copy_goes_on(scene: Scene
     full.image(scene.name).write_bytes(os.urandom(SIZE))
     device = scene.create(invalidate, create=True, attach=True, copy_rate_bytes_s=16 * MIB)["device"]
     left = "invalid" if invalidate == "source" else "owed"
-    with running_fio(scene, device, 4 * MIB) as fio:
+    with load(scene, device, 4 * MIB) as fio:
         wait_until(lambda: get_pair(scene)[left] < SIZE // TRACK // 2, "half is copied")  # type: ignore[operator]
         scene.alpha.call("pair.set", pair=scene.name, copy_rate_bytes_s=0)
         time.sleep(2.5)  # two checkpoints: from here on the bound below is exact
@@ -137,7 +108,7 @@ def test_a_kill_during_the_copy_costs_no_error_and_the_copy_goes_on(scene: Scene
 def test_a_cut_network_costs_no_error_and_what_was_written_meanwhile_follows(scene: Scene) -> None:
     device = scene.create("destination", create=True, attach=True, size=SIZE)["device"]
     scene.wait_synchronized()
-    with running_fio(scene, device, SIZE) as fio:
+    with load(scene, device, SIZE) as fio:
         scene.lab.cut()
         try:
             wait_until(lambda: get_pair(scene)["state"] == "Partitioned", "the loss is noticed")
