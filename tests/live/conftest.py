@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live.daemons import Daemon, enrol, nbdkits
+from live.daemons import Daemon, running
 from live.planes import Pair, Plane
 
 MIB = 1 << 20
@@ -47,13 +47,5 @@ def make_pair(make_plane: Callable[..., Plane]) -> MakePair:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[tuple[Daemon, Daemon]]:
     """alpha and beta, running and enrolled with each other."""
-    alpha, beta = Daemon(tmp_path, "alpha"), Daemon(tmp_path, "beta")
-    try:
-        alpha.start()
-        beta.start()
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
-        assert not nbdkits(tmp_path), "nothing is left behind"
+    with running(Daemon(tmp_path, "alpha"), Daemon(tmp_path, "beta")) as both:
+        yield both

@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,20 @@ def enrol(alpha: Daemon, beta: Daemon) -> None:
     for daemon in (alpha, beta):
         daemon.call("host.init", name=daemon.name, address="127.0.0.1", port=daemon.port)
     beta.call("peer.join", token=alpha.call("peer.invite")["token"])
+
+
+@contextmanager
+def running(alpha: Daemon, beta: Daemon) -> Iterator[tuple[Daemon, Daemon]]:
+    """Both, enrolled with each other; they lie in one folder, of which no nbdkit is left behind."""
+    try:
+        alpha.start()
+        beta.start()
+        enrol(alpha, beta)
+        yield alpha, beta
+    finally:
+        alpha.stop_all()
+        beta.stop_all()
+        assert not nbdkits(alpha.root.parent), "nothing is left behind"
 
 
 def nbdkits(folder: Path) -> list[int]:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from live import splits
-from live.daemons import Daemon, enrol, nbdkits
+from live.daemons import Daemon, nbdkits, running
 from live.splits import SIZE, states, track, wait_state, write
 from waiting import wait_until
 
@@ -17,16 +17,8 @@ AFTER_COMMIT = ("alpha resolve.commit", "alpha resolve.committed", "beta peer.re
 
 @pytest.fixture
 def hosts(tmp_path):
-    alpha, beta = (splits.set_up(Daemon(tmp_path, name)) for name in ("alpha", "beta"))
-    try:
-        alpha.start()
-        beta.start()
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
-        assert not nbdkits(tmp_path), "nothing is left behind"
+    with running(*(splits.set_up(Daemon(tmp_path, name)) for name in ("alpha", "beta"))) as both:
+        yield both
 
 
 def resolve(host, name, discard, **fields):
