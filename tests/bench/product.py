@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from waiting import wait_until
 
 TRACK = 64 << 10
 SYNC_LIMIT_S = 300.0
-STRIPE = 4 << 20
+STRIPE = 16 << 20
 
 
 class State(enum.Enum):
@@ -33,10 +33,11 @@ class CopyEnded(Exception):
 
 
 def make_file(path: Path, size: int, is_filled: bool = True) -> Path:
-    """Data at random, and in the page cache; or holes."""
+    """Data that no part of is zeroes, and in the page cache; or holes."""
     with path.open("wb") as file:
+        data = os.urandom(STRIPE if is_filled else 0)
         for _ in range(size // STRIPE if is_filled else 0):
-            file.write(os.urandom(STRIPE))
+            file.write(data)
         file.truncate(size)
     return path
 
@@ -84,24 +85,31 @@ def run_state(folder: Path, size: int, state: State, is_plain: bool = True) -> I
             yield plane
         return
     with run_pair(folder, size, is_plain) as pair:
-        is_to_source = state is State.TO_SOURCE
-        pair.create(invalid="source" if is_to_source else "destination", force=True)
         if state in (State.TO_DESTINATION, State.TO_SOURCE):
-            wait_until(_has_begun(pair.source), "the copy has begun")
+            begin_copy(pair, state)
             yield pair.source
-            if not _count_left(pair.source):
-                raise CopyEnded(f"{state.value}, {size >> 20} MiB: the copy ended before the measurement")
+            check_copying(pair.source)
             return
+        pair.create(invalid="destination")
         pair.wait_synchronized(SYNC_LIMIT_S)
         if state is State.SUSPENDED:
             pair.source.ask("suspend", pair=pair.uuid)
         yield pair.source
 
 
-def _count_left(plane: Plane) -> int:
+def begin_copy(pair: Pair, state: State) -> None:
+    """Everything has to go over, and some of it has by the time this returns."""
+    pair.create(invalid="source" if state is State.TO_SOURCE else "destination")
+    wait_until(lambda: count_left(pair.source) < pair.source.size // TRACK, "the copy has begun")
+
+
+def check_copying(plane: Plane) -> None:
+    """Raises CopyEnded."""
+    if not count_left(plane):
+        raise CopyEnded(f"{plane.size >> 20} MiB: the copy ended before the measurement; take a larger volume")
+
+
+def count_left(plane: Plane) -> int:
+    """Tracks that still have to go over."""
     status = plane.get_status()
     return int(status["owed"] + status["invalid"])
-
-
-def _has_begun(plane: Plane) -> Callable[[], bool]:
-    return lambda: _count_left(plane) < plane.size // TRACK
