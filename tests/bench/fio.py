@@ -10,6 +10,7 @@ from typing import Any
 
 KIB, MIB = 1 << 10, 1 << 20
 SPARE_S = 60.0
+LATE_S = 2.0  # the last requests may take their time: a copy has them wait
 
 
 class FioError(Exception):
@@ -49,7 +50,7 @@ def build_command(pattern: Pattern, socket: Path, size: int, seconds: float) -> 
     command = ["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={pattern.mode}"]
     command += [f"--bs={pattern.block}", f"--iodepth={pattern.depth}", f"--numjobs={pattern.clients}"]
     command += [f"--size={share or size}", f"--offset_increment={share}", "--norandommap", "--randrepeat=0"]
-    command += ["--time_based", f"--runtime={seconds:g}", "--group_reporting", "--output-format=json"]
+    command += ["--time_based", f"--runtime={seconds * 1000:.0f}ms", "--group_reporting", "--output-format=json"]
     return command + ([] if pattern.reads is None else [f"--rwmixread={pattern.reads}"])
 
 
@@ -73,10 +74,19 @@ def read_speed(job: dict[str, Any], unit: str) -> float:
     return speed
 
 
+def check_time(job: dict[str, Any], seconds: float) -> None:
+    """Raises FioError where the load did not last as long as it should have."""
+    took_s = max(job[side]["runtime"] for side in ("read", "write")) / 1000
+    if not 0.9 * seconds <= took_s <= 1.5 * seconds + LATE_S:
+        raise FioError(f"fio's load lasted {took_s:g} s instead of {seconds:g} s")
+
+
 def measure(pattern: Pattern, socket: Path, size: int, seconds: float) -> float:
     """In the pattern's unit; raises FioError."""
     command = build_command(pattern, socket, size, seconds)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + SPARE_S, cwd=socket.parent)
     if done.returncode:
         raise FioError(f"fio exited with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    return read_speed(parse(done.stdout), pattern.unit)
+    job = parse(done.stdout)
+    check_time(job, seconds)
+    return read_speed(job, pattern.unit)

@@ -30,7 +30,7 @@ def answer(read: float = 0.0, write: float = 0.0, error: int = 0) -> str:
 def test_fio_is_asked_for_a_pattern() -> None:
     command = fio.build_command(Pattern("randrw", 4 * KIB, 16, clients=4, reads=70), Path("/run/x.sock"), 1 << 30, 2.5)
     assert {"--rw=randrw", "--bs=4096", "--iodepth=16", "--numjobs=4", "--rwmixread=70"} <= set(command)
-    assert {"--uri=nbd+unix:///?socket=/run/x.sock", "--size=1073741824", "--runtime=2.5", "--time_based"} <= set(
+    assert {"--uri=nbd+unix:///?socket=/run/x.sock", "--size=1073741824", "--runtime=2500ms", "--time_based"} <= set(
         command
     )
 
@@ -54,6 +54,12 @@ def test_an_answer_without_a_figure_is_an_error(output: str) -> None:
 def test_no_requests_at_all_are_an_error_and_no_figure() -> None:
     with pytest.raises(fio.FioError, match="moved nothing"):
         fio.read_speed(fio.parse(answer()), "IOPS")
+
+
+@pytest.mark.parametrize("runtime", [300, 4000])
+def test_a_load_that_lasted_another_time_is_an_error(runtime: int) -> None:
+    with pytest.raises(fio.FioError, match="lasted"):
+        fio.check_time({"read": {"runtime": 0}, "write": {"runtime": runtime}}, 0.5)
 
 
 # -- what is compared with what
