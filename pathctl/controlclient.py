@@ -18,6 +18,7 @@ from pathctl import errors
 from pathctl.errors import ErrorCode
 
 LINE_LIMIT = 1 << 20
+READ_AT_ONCE = 64 << 10
 SOCKETS_MOST = 4
 
 CODES = {
@@ -98,21 +99,30 @@ class _Reply(msgspec.Struct, frozen=True):
 async def call(path: Path | str, op: str, limit_s: float, **fields: object) -> Mapping[str, Any]:
     """The `ok` object of one command's reply."""
     sent = False
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(limit_s):
-            reader, writer = await asyncio.open_unix_connection(str(path), limit=LINE_LIMIT)
-            try:
+        # Bare calls: this is done for each volume again and again, and a transport would cost more than the rest.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            async with asyncio.timeout(limit_s):
+                await loop.sock_connect(client, str(path))
                 sent = True
-                writer.write(msgspec.json.encode({"op": op, **fields}) + b"\n")
-                await writer.drain()
-                line = await reader.readline()
-            finally:
-                writer.close()
+                await loop.sock_sendall(client, msgspec.json.encode({"op": op, **fields}) + b"\n")
+                line = await _read_line(loop, client)
     except TimeoutError as error:
         raise _no_answer(path, op, f"did not answer within {limit_s:g} s", sent, ErrorCode.TIMEOUT) from error
     except (OSError, ValueError) as error:  # ValueError: a line above the limit
         raise _no_answer(path, op, f"cannot be asked ({error})", sent) from error
     return _result(path, op, line)
+
+
+async def _read_line(loop: asyncio.AbstractEventLoop, client: socket.socket) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n") and (more := await loop.sock_recv(client, READ_AT_ONCE)):
+        line += more
+        if len(line) > LINE_LIMIT:
+            raise ValueError(f"its line is longer than {LINE_LIMIT} bytes")
+    return bytes(line)
 
 
 async def status(path: Path | str, limit_s: float) -> Status:

@@ -131,6 +131,7 @@ class Node:
     reach: dict[str, Reach] = field(default_factory=dict)
     copies: copyprogress.Tracker = field(default_factory=copyprogress.Tracker)
     look_now: asyncio.Event = field(default_factory=asyncio.Event)
+    look_at: set[str | None] = field(default_factory=set)  # what that is about: pairs, or None for everything
     ping_now: asyncio.Event = field(default_factory=asyncio.Event)
     channels: dict[str, Channel] = field(default_factory=dict)  # by peer
     news: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when an event was recorded
@@ -161,6 +162,11 @@ class Node:
             near = errors.see(name, (volume.name for volume in self.db.volumes()), "pathctl volume list")
             raise errors.not_found(f"there is no volume {errors.quote(name)} on this host; {near}")
         return found
+
+    def look_soon(self, pair: str | None = None) -> None:
+        """Have the observer look at this pair, or without one at everything."""
+        self.look_at.add(pair)
+        self.look_now.set()
 
     @contextlib.contextmanager
     def working_on(self, operation: str) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 One round every `observe.every_s`: all pairs (their states are recorded by statelog, their copies' progress is kept),
 all block devices, then the copy rates.  With many pairs a round costs more, and the next one comes later, so that the
-whole stays a small part of one processor.  Peers are asked every `peers.look_every_s`, beside that.  What a command
-changes is looked at at once: the events of the configuration poke the observer.
+whole stays a small part of one processor.  Peers are asked every `peers.look_every_s`, beside that.  A pair that a
+command changes is looked at at once, and alone: the events of the configuration poke the observer.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from pathctl import (
     channels,
+    controlclient,
     copyrate,
     diskerrors,
     errors,
@@ -45,7 +47,7 @@ def on_event(node: Node, event: shapes.Event) -> None:
     if event.kind.startswith("connection.") or event.kind == "pair.resolved":
         # After the transaction's caller has gone on; in its context, so that what is found is on its behalf.
         asyncio.get_running_loop().call_soon(_look_at_busy, node, event.pair)
-        node.look_now.set()
+        node.look_soon(event.pair)
     if event.kind.startswith(("peer.", "path.")) or event.kind == "host.created":
         node.ping_now.set()
 
@@ -73,36 +75,67 @@ async def _watch_pairs(node: Node) -> None:
     kept_at = 0.0
     while True:
         node.look_now.clear()
+        node.look_at.clear()
         begun = time.process_time()
-        try:
-            await _round(node)
-        except errors.PathctlError as error:
-            log.warning("the pairs cannot be looked at: %s", error.message)
+        await _told(_round(node))
         if node.copies.is_changing or time.monotonic() - kept_at > KEEP_S:
             kept_at = time.monotonic()
             _keep_copies(node)
         spent_s = time.process_time() - begun
-        pause_s = min(max(node.cfg.settings.observe.every_s, spent_s / SHARE), LONGEST_S)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(node.look_now.wait(), pause_s)
+        await _watch_poked(node, min(max(node.cfg.settings.observe.every_s, spent_s / SHARE), LONGEST_S))
+
+
+async def _watch_poked(node: Node, pause_s: float) -> None:
+    """For so long, or until everything is to be looked at: look at the pairs that the observer is poked about."""
+    end = time.monotonic() + pause_s
+    with contextlib.suppress(TimeoutError):
+        while True:
+            await asyncio.wait_for(node.look_now.wait(), end - time.monotonic())
             await asyncio.sleep(POKED_S)
+            if None in node.look_at:
+                return
+            node.look_now.clear()
+            poked = set(node.look_at)
+            node.look_at.clear()
+            await _told(_look_at_pairs(node, [half for half in _halves(node) if half.pair in poked]))
+
+
+async def _told(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except errors.PathctlError as error:
+        log.warning("the pairs cannot be looked at: %s", error.message)
 
 
 async def _round(node: Node) -> None:
     if node.db.host() is None:
         return
-    known = pairview.halves(node)
-    statelog.forget_others(node, {half.pair for half in known})
-    samples = await pairview.look_all(node, known, is_fresh=False)
+    known = _halves(node)
+    await _look_at_pairs(node, known)
     alone = sorted(set(node.supervisor.volumes()) - {half.volume for half in known})
     looks = await asyncio.gather(*(planes.look(node, name) for name in alone))
-    found = {half.volume: sample.status for half, sample in zip(known, samples, strict=True)}
-    found |= {name: look.status for name, look in zip(alone, looks, strict=True)}
-    for name, status in found.items():
-        if status is not None:
-            diskerrors.note(node, name, status)
+    for name, look in zip(alone, looks, strict=True):
+        _note_disk(node, name, look.status)
     _look_at_devices(node)
+
+
+def _halves(node: Node) -> list[pairview.Half]:
+    """All pairs of this host; what is kept of others is forgotten."""
+    known = pairview.halves(node)
+    statelog.forget_others(node, {half.pair for half in known})
+    return known
+
+
+async def _look_at_pairs(node: Node, wanted: Sequence[pairview.Half]) -> None:
+    samples = await pairview.look_all(node, wanted, is_fresh=False)
+    for half, sample in zip(wanted, samples, strict=True):
+        _note_disk(node, half.volume, sample.status)
     await copyrate.apply(node)
+
+
+def _note_disk(node: Node, volume: str, status: controlclient.Status | None) -> None:
+    if status is not None:
+        diskerrors.note(node, volume, status)
 
 
 def _look_at_devices(node: Node) -> None:

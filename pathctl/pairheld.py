@@ -59,7 +59,7 @@ def _note(node: Node, pair: str, held: HeldThere | None, *, is_there: bool) -> N
     else:
         node.held_there[pair] = held
     if (pair in node.ended_there, held) != before:
-        node.look_now.set()
+        node.look_soon(pair)
 
 
 def forget(node: Node, pair: str) -> None:

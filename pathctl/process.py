@@ -17,6 +17,7 @@ import psutil
 from pathctl import errors, nbdkitcmd
 
 LOG_TAIL = 4096
+TCP_LISTEN = "0A"  # in /proc/net/tcp: include/net/tcp_states.h
 
 
 class Process:
@@ -105,15 +106,34 @@ def check_listener(pid: int, listener: socket.socket) -> None:
     inode = os.fstat(listener.fileno()).st_ino
     try:
         held = os.readlink(f"/proc/{pid}/fd/{nbdkitcmd.LISTEN_FD}")
-        own = {c.laddr for c in psutil.Process(pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    except (OSError, psutil.Error) as error:
+        ports = [port for number, port in _find_listeners(pid).items() if number != inode]
+    except OSError as error:
         raise errors.internal(f"the sockets of process {pid} cannot be looked at: {error}") from error
-    given = {listener.getsockname()[:2]} if listener.family != socket.AF_UNIX else set()
-    if held != f"socket:[{inode}]" or own - given:
-        extra = ", ".join(f"{laddr[0]}:{laddr[1]}" for laddr in sorted(own - given)) or "nothing else"
+    if held != f"socket:[{inode}]" or ports:
+        extra = f"TCP port {', '.join(map(str, sorted(ports)))}" if ports else "nothing else"
         raise errors.internal(
             f"nbdkit {pid} listens on what it was not given (it holds {held}, and {extra}) and was killed; report this"
         )
+
+
+def _find_listeners(pid: int) -> dict[int, int]:
+    """The TCP sockets on which a process listens: their inodes, with the port.
+
+    Not psutil, which takes apart each connection of the machine: with hundreds of pairs there are thousands.
+    """
+    folder = Path(f"/proc/{pid}")
+    held = set()
+    for entry in os.listdir(folder / "fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.add(os.readlink(folder / "fd" / entry))
+    found = {}
+    for table in (folder / "net/tcp", folder / "net/tcp6"):
+        lines = table.read_text().splitlines()[1:] if table.exists() else []  # a kernel may have no IPv6
+        for line in lines:
+            if line.split(maxsplit=4)[3] == TCP_LISTEN:
+                words = line.split()
+                found[int(words[9])] = int(words[1].rpartition(":")[2], 16)
+    return {inode: port for inode, port in found.items() if f"socket:[{inode}]" in held}
 
 
 def find(control_folder: Path) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ def heard(node: Node, name: str) -> None:
     if before is not None:
         with actor.by():
             node.db.record("peer.reachable", f"pathctld of host {name} answers again", peer=name)
-        node.look_now.set()
+        node.look_soon()
 
 
 def unheard(node: Node, name: str, error: errors.PathctlError) -> None:
@@ -37,7 +37,7 @@ def unheard(node: Node, name: str, error: errors.PathctlError) -> None:
         with actor.by():
             message = f"pathctld of host {name} does not answer"
             node.db.record("peer.unreachable", message, peer=name, cause=error.message)
-        node.look_now.set()
+        node.look_soon()
 
 
 def asked_by(node: Node, name: str) -> None:

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import psutil
-from live.daemons import Daemon
-
 from bench import scene
 from bench.figures import Bar, Figure
 from bench.options import Options
+from live.daemons import Daemon
 
 SIZE = 64 << 20
 COUNTS = (1, 10, 100, 300)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from live.daemons import Daemon
-
 from bench import scene
 from bench.figures import Bar, Figure
 from bench.options import Options
+from live.daemons import Daemon
 
 SIZES = {"64 MiB": 64 << 20, "64 GiB": 64 << 30, "15 TiB": 15 << 40}
 SMALL, *LARGER = SIZES
