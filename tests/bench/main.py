@@ -32,7 +32,7 @@ GROUPS = {
     "throughput": ("throughput",),
     "copy": ("copying",),
     "ondemand": ("ondemand",),
-    "scale": ("scale", "manypairs"),
+    "scale": ("scale", "manypairs", "together"),
     "reconnects": ("reconnects",),
 }
 ROUNDS, QUICK_ROUNDS = 5, 2

@@ -8,7 +8,7 @@ it is the figure of `ps` and `top`, and what a pair alone would take.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 from bench import scene
@@ -20,8 +20,8 @@ SIZE = 64 << 20
 COUNTS = (1, 10, 100, 300)
 QUICK_COUNTS = (1, 10)
 AT_BAR = 100  # the bars are about this many
-STATUS_TIMES = 15
-IDLE_S = 20.0
+STATUS_TIMES, QUICK_STATUS_TIMES = 15, 5
+IDLE_S, QUICK_IDLE_S = 20.0, 5.0
 MIB = 1 << 20
 BARS = {
     "create": Bar(0.5, at_most=True),
@@ -38,38 +38,36 @@ def run(options: Options) -> Iterator[Figure]:
         for count in QUICK_COUNTS if options.is_quick else COUNTS:
             options.say(f"creating pairs {done + 1} to {count}")
             times = [scene.create_pair(alpha, beta, f"v{number}", SIZE) for number in range(done, count)]
-            done = count
             scene.wait_synchronized(alpha, count)
+            which = f"pairs {done + 1} to {count}"
+            yield Figure("scale", f"time per create, {which}", "s", tuple(times), bar=_bar("create", count))
+            yield Figure("scale", f"slowest create, {which}", "s", (max(times),), bar=_bar("create", count))
+            done = count
             options.say(f"{count} pairs at rest")
-            yield from _figures(alpha, beta, count, times)
+            yield from _status(alpha, beta, count, QUICK_STATUS_TIMES if options.is_quick else STATUS_TIMES)
+            yield from _memory(alpha, beta, count)
+            yield from _idle(alpha, beta, count, QUICK_IDLE_S if options.is_quick else IDLE_S)
 
 
-def _figures(alpha: Daemon, beta: Daemon, count: int, creates: list[float]) -> Iterator[Figure]:
-    def figure(what: str, unit: str, values: list[float], bar: str = "") -> Figure:
-        return Figure("scale", f"{what}, {_pairs(count)}", unit, tuple(values), bar=_bar(bar, count))
-
-    yield figure("time per create, up to", "s", creates, "create")
-    yield figure("slowest create, up to", "s", [max(creates)])
+def _status(alpha: Daemon, beta: Daemon, count: int, times: int) -> Iterator[Figure]:
     for daemon in (alpha, beta):
-        command = [scene.run_command(daemon, "status") for _ in range(STATUS_TIMES)]
-        call = [scene.time_call(daemon, "status") for _ in range(STATUS_TIMES)]
-        yield figure(f"`pathctl status` on {daemon.name}", "s", command, "status")
-        yield figure(f"status by its API on {daemon.name}", "s", call)
-    yield from _memory(alpha, beta, figure)
-    yield from _idle(alpha, beta, figure)
+        command = [scene.run_command(daemon, "status") for _ in range(times)]
+        call = [scene.time_call(daemon, "status") for _ in range(times)]
+        yield _figure(f"`pathctl status` on {daemon.name}", count, "s", command, "status")
+        yield _figure(f"status by its API on {daemon.name}", count, "s", call)
 
 
-def _memory(alpha: Daemon, beta: Daemon, figure: Callable[..., Figure]) -> Iterator[Figure]:
+def _memory(alpha: Daemon, beta: Daemon, count: int) -> Iterator[Figure]:
     for daemon, side in ((alpha, "source"), (beta, "destination")):
         planes = [process.memory_full_info() for process in scene.planes_of(daemon)]
-        yield figure(f"PSS of a pair's nbdkit, {side}", "MiB", [found.pss / MIB for found in planes])
-        yield figure(f"RSS of a pair's nbdkit, {side}", "MiB", [found.rss / MIB for found in planes], "memory")
+        yield _figure(f"PSS of a pair's nbdkit, {side}", count, "MiB", [found.pss / MIB for found in planes])
+        yield _figure(f"RSS of a pair's nbdkit, {side}", count, "MiB", [found.rss / MIB for found in planes], "memory")
         assert daemon.process is not None
         own = psutil.Process(daemon.process.pid).memory_full_info()
-        yield figure(f"RSS of pathctld on {daemon.name}", "MiB", [own.rss / MIB])
+        yield _figure(f"RSS of pathctld on {daemon.name}", count, "MiB", [own.rss / MIB])
 
 
-def _idle(alpha: Daemon, beta: Daemon, figure: Callable[..., Figure]) -> Iterator[Figure]:
+def _idle(alpha: Daemon, beta: Daemon, count: int, seconds: float) -> Iterator[Figure]:
     """Of one processor, in percent, of all processes of each kind together."""
     groups: dict[str, list[psutil.Process]] = {}
     for daemon, side in ((alpha, "source"), (beta, "destination")):
@@ -77,10 +75,14 @@ def _idle(alpha: Daemon, beta: Daemon, figure: Callable[..., Figure]) -> Iterato
         groups[f"processor at rest, pathctld on {daemon.name}"] = [psutil.Process(daemon.process.pid)]
         groups[f"processor at rest, nbdkits of the {side}s"] = scene.planes_of(daemon)
     before, started = {name: _spent(found) for name, found in groups.items()}, time.monotonic()
-    time.sleep(IDLE_S)
+    time.sleep(seconds)
     elapsed = time.monotonic() - started
     for name, found in groups.items():
-        yield figure(name, "%", [100 * (_spent(found) - before[name]) / elapsed])
+        yield _figure(name, count, "%", [100 * (_spent(found) - before[name]) / elapsed])
+
+
+def _figure(what: str, count: int, unit: str, values: list[float], bar: str = "") -> Figure:
+    return Figure("scale", f"{what}, {_pairs(count)}", unit, tuple(values), bar=_bar(bar, count))
 
 
 def _spent(processes: list[psutil.Process]) -> float:

@@ -50,7 +50,7 @@ def _daemon(folder: Path, name: str) -> Daemon:
 def run_command(daemon: Daemon, *words: str) -> float:
     """Run `pathctl WORDS` as a process of its own; -> how long it took, s."""
     started = time.perf_counter()
-    command = [BIN / "pathctl", "--root", daemon.root, *words]
+    command = [str(BIN / "pathctl"), "--root", str(daemon.root), *words]
     # Its output is read: without a pipe, a wait with a limit only looks every 50 ms.
     subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=COMMAND_LIMIT_S)
     return time.perf_counter() - started
