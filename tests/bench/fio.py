@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,21 @@ def check_time(job: dict[str, Any], seconds: float) -> None:
         raise FioError(f"fio's load lasted {took_s:g} s instead of {seconds:g} s")
 
 
-def measure(pattern: Pattern, socket: Path, size: int, seconds: float) -> float:
-    """In the pattern's unit; raises FioError."""
+def measure(
+    pattern: Pattern, socket: Path, size: int, seconds: float, begun: Callable[[], None] = lambda: None
+) -> float:
+    """In the pattern's unit; raises FioError.  `begun` is called when fio has been started, and may wait for more."""
     command = build_command(pattern, socket, size, seconds)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + SPARE_S, cwd=socket.parent)
-    if done.returncode:
-        raise FioError(f"fio exited with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    job = parse(done.stdout)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=socket.parent
+    ) as load:
+        try:
+            begun()
+            output, complaint = load.communicate(timeout=seconds + SPARE_S)
+        finally:
+            load.kill()
+    if load.returncode:
+        raise FioError(f"fio exited with {load.returncode}: {complaint.strip() or output.strip()}")
+    job = parse(output)
     check_time(job, seconds)
     return read_speed(job, pattern.unit)

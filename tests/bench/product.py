@@ -79,17 +79,13 @@ def run_pair(folder: Path, size: int, is_plain: bool) -> Iterator[Pair]:
 
 @contextmanager
 def run_state(folder: Path, size: int, state: State, is_plain: bool = True) -> Iterator[Plane]:
-    """The plane that serves the volume; raises CopyEnded at the end if the copy of a copying state was over by then."""
+    """The plane that serves the volume, in a state that lasts."""
     if state is State.UNPAIRED:
         with run_volume(folder, size) as plane:
             yield plane
         return
+    assert state in (State.SYNCHRONIZED, State.SUSPENDED)
     with run_pair(folder, size, is_plain) as pair:
-        if state in (State.TO_DESTINATION, State.TO_SOURCE):
-            begin_copy(pair, state)
-            yield pair.source
-            check_copying(pair.source)
-            return
         pair.create(invalid="destination")
         pair.wait_synchronized(SYNC_LIMIT_S)
         if state is State.SUSPENDED:
@@ -97,16 +93,26 @@ def run_state(folder: Path, size: int, state: State, is_plain: bool = True) -> I
         yield pair.source
 
 
-def begin_copy(pair: Pair, state: State) -> None:
-    """Everything has to go over, and some of it has by the time this returns."""
-    pair.create(invalid="source" if state is State.TO_SOURCE else "destination")
-    wait_until(lambda: count_left(pair.source) < pair.source.size // TRACK, "the copy has begun")
+@contextmanager
+def run_copy(folder: Path, size: int, state: State, is_plain: bool = True) -> Iterator[Pair]:
+    """A pair whose copy has everything before it and is held until release_copy."""
+    with run_pair(folder, size, is_plain) as pair:
+        pair.create(invalid="source" if state is State.TO_SOURCE else "destination", rate=0)
+        yield pair
 
 
-def check_copying(plane: Plane) -> None:
+def release_copy(pair: Pair) -> None:
+    """As soon as there is a client, from whom it takes what it can."""
+    wait_until(lambda: pair.source.get_status()["clients"] > 0, "the load is connected")
+    pair.source.ask("set", copy_rate_bytes_s=None)
+
+
+def check_copying(pair: Pair) -> None:
     """Raises CopyEnded."""
-    if not count_left(plane):
-        raise CopyEnded(f"{plane.size >> 20} MiB: the copy ended before the measurement; take a larger volume")
+    left, size = count_left(pair.source), pair.source.size
+    assert left < size // TRACK, "the copy has not begun"
+    if not left:
+        raise CopyEnded(f"{size >> 20} MiB: the copy ended before the measurement; take a larger volume")
 
 
 def count_left(plane: Plane) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import fio, peers, product
 from bench.fio import Pattern
 from bench.product import State
+from live.planes import Pair
 
 MIB, GIB = 1 << 20, 1 << 30
 TRIES = 4
@@ -110,30 +111,33 @@ class Stage:
         return folder
 
     def _measure_copying(self, subject: Subject, pattern: Pattern, seconds: float) -> float:
-        assert subject.state is not None
-        folder, size = self._ensure_volume("copying", self.copy_size), self.copy_size
+        state, folder = subject.state, self._ensure_volume("copying", self.copy_size)
+        assert state is not None
 
         def measure(seconds: float) -> float:
-            assert subject.state is not None
-            with product.run_state(folder, size, subject.state, subject.is_plain) as plane:
-                return fio.measure(pattern, plane.socket_path, size, seconds)
+            with product.run_copy(folder, self.copy_size, state, subject.is_plain) as pair:
+                return self._measure_pair(pair, pattern, seconds)
 
         return self._shorten(folder, measure, seconds)
 
+    def _measure_pair(self, pair: Pair, pattern: Pattern, seconds: float) -> float:
+        """Its copy runs from the load's first moment on, and has not ended at its last."""
+        path, size = pair.source.socket_path, self.copy_size
+        speed = fio.measure(pattern, path, size, seconds, lambda: product.release_copy(pair))
+        product.check_copying(pair)
+        return speed
+
     def measure_copying_and_after(self, pattern: Pattern, seconds: float) -> tuple[float, float]:
         """While copying to the destination, and on the very same volume when it has become synchronized."""
-        folder, size = self._ensure_volume("copying", self.copy_size), self.copy_size
-        after = 0.0
+        folder, after = self._ensure_volume("copying", self.copy_size), 0.0
 
         def measure(seconds: float) -> float:
             nonlocal after
-            with product.run_pair(folder, size, is_plain=True) as pair:
-                product.begin_copy(pair, State.TO_DESTINATION)
-                while_copying = fio.measure(pattern, pair.source.socket_path, size, seconds)
-                product.check_copying(pair.source)
+            with product.run_copy(folder, self.copy_size, State.TO_DESTINATION) as pair:
+                while_copying = self._measure_pair(pair, pattern, seconds)
                 pair.wait_synchronized(product.SYNC_LIMIT_S)
                 _settle(folder)
-                after = fio.measure(pattern, pair.source.socket_path, size, seconds)
+                after = fio.measure(pattern, pair.source.socket_path, self.copy_size, seconds)
             return while_copying
 
         return self._shorten(folder, measure, seconds), after
