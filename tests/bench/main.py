@@ -36,7 +36,7 @@ GROUPS = {
     "reconnects": ("reconnects",),
 }
 ROUNDS, QUICK_ROUNDS = 5, 2
-SECONDS, QUICK_SECONDS = 3.0, 0.5
+SECONDS, QUICK_SECONDS = 2.0, 0.5
 RESULTS = Path(__file__).parent / "results"
 PIPE_WIDTH = 160
 

@@ -86,6 +86,7 @@ class Plane:
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
             "LISTEN_FDS": "1",
+            "MALLOC_MMAP_THRESHOLD_": "131072",
             "MALLOC_ARENA_MAX": "2",
             "GNUTLS_SYSTEM_PRIORITY_FILE": str(priority),
         }

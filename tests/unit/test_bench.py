@@ -74,7 +74,7 @@ def test_a_comparison_makes_its_figure_of_the_values_of_the_round() -> None:
 
 
 def test_every_state_and_every_pattern_is_measured_in_clear_and_with_tls() -> None:
-    comparisons = (*throughput.BARS, *throughput.build_others())
+    comparisons = (*throughput.BARS, *throughput.build_lasting(), *throughput.build_copying())
     measured = {(one.pattern, one.ours) for one in comparisons}
     for pattern in throughput.PATTERNS:
         for state in (State.UNPAIRED, State.SYNCHRONIZED, State.SUSPENDED):
