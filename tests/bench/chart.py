@@ -42,13 +42,12 @@ def draw(figures: Sequence[Figure], path: Path, subtitle: str) -> bool:
         colour = MET if figure.holds else MISSED
         least, most = sorted(scale(figure, value) for value in figure.spread)
         middle = scale(figure, figure.value)
-        axes.barh(row, middle, color=colour, height=0.6, alpha=0.75)
+        axes.barh(row, middle - 1, left=1, color=colour, height=0.6, alpha=0.75)
         axes.plot([least, most], [row, row], color="black", linewidth=1.5)
-        axes.annotate(
-            f" {figure.value:.3g}", (max(most, middle), row), verticalalignment="center", fontsize=8, color=colour
-        )
+        axes.annotate(f" {figure.value:.3g}", (max(most, 1), row), verticalalignment="center", fontsize=8, color=colour)
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(barred)), [build_label(figure) for figure in barred], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("the figure over its bar (1: just met; more is better); line: spread of the rounds")

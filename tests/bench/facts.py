@@ -38,7 +38,7 @@ def _run(*command: str) -> str:
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=LIMIT_S)
     except FileNotFoundError:
         return f"no {command[0]} here"
-    return (done.stdout or done.stderr).strip()
+    return (done.stdout or done.stderr).rstrip()
 
 
 def collect() -> dict[str, object]:
