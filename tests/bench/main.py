@@ -1,6 +1,7 @@
 """main - the benchmark: this product and its peers, by turns, on one machine in one run.
 
-    scripts/bench [--quick] [--group GROUP]... [--rounds N] [--seconds S] [--out FOLDER] [--strict]
+    scripts/bench [--quick] [--group GROUP]... [--rounds N] [--seconds S] [--out FOLDER] [--work FOLDER]
+                  [--strict]
 
 Groups are throughput, copy, ondemand, scale and reconnects; without --group, all of them.  Needs what
 `scripts/setup --bench` installs, root, and a machine that has nothing else to do.  The result is a table of ratios,
@@ -39,12 +40,13 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 SECONDS, QUICK_SECONDS = 2.0, 0.5
 RESULTS = Path(__file__).parent / "results"
 PIPE_WIDTH = 160
+WORK = Path("/var/tmp")
 
 
 def main(arguments: Sequence[str]) -> int:
     found = _parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    folder = Path(tempfile.mkdtemp(prefix="pathctl-bench-", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="pathctl-bench-", dir=found.work))
     begin = time.monotonic()
 
     def say(text: str) -> None:
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = {"rounds": options.rounds, "seconds": options.seconds, "quick": options.is_quick}
     machine = facts.add_end({**machine, "settings": settings}, time.monotonic() - begin)
     is_partial = found.quick or found.group is not None
-    write(figures, machine, failed, found.out or (Path("/var/tmp") / "pathctl-bench" if is_partial else RESULTS))
+    write(figures, machine, failed, found.out or (WORK / "pathctl-bench" if is_partial else RESULTS))
     is_short = any(figure.holds is False for figure in figures)
     return 1 if failed or (found.strict and is_short) else 0
 
@@ -118,5 +120,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, quick {QUICK_ROUNDS}")
     parser.add_argument("--seconds", type=float, help=f"of one measurement; default {SECONDS}, quick {QUICK_SECONDS}")
     parser.add_argument("--out", type=Path, help="where JSON and chart go")
+    parser.add_argument("--work", type=Path, default=WORK, help=f"on which disk; a short path; default {WORK}")
     parser.add_argument("--strict", action="store_true", help="a bar that is missed is an error")
     return parser.parse_args(arguments)
