@@ -106,7 +106,7 @@ def build_copying() -> list[Comparison]:
 def run(options: Options) -> Iterator[Figure]:
     folder = options.folder / GROUP
     folder.mkdir()
-    copy_size = (1 if options.is_quick else 3) * GIB
+    copy_size = GIB // 2 if options.is_quick else 3 * GIB
     try:
         with Stage(folder, (128 if options.is_quick else 256) * MIB, copy_size) as stage:
             yield from _compare(stage, BARS, options, options.rounds, options.seconds)
