@@ -70,7 +70,8 @@ async def status(node: Node, body: peers.Nothing) -> dict[str, Any]:
     asked = [node.tasks.create_task(peers.ping(node, peer.name)) for peer in known]
     if asked:
         await asyncio.wait(asked, timeout=PEERS_S)  # the others go on
-    found_volumes, found_pairs = await asyncio.gather(volumes.show_all(node), pairs.show_all(node))
+    looks = planes.Looks(node)
+    found_volumes, found_pairs = await asyncio.gather(volumes.show_all(node, looks), pairs.show_all(node, looks))
     host = {"host": peers.host_json(node), "problems": problems.find(node)}
     return host | peers.list_known(node) | {"volumes": found_volumes, "pairs": found_pairs}
 

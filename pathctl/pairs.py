@@ -384,8 +384,8 @@ async def list_all(node: Node, body: msgspec.Struct) -> dict[str, Any]:
     return {"pairs": await show_all(node)}
 
 
-async def show_all(node: Node) -> list[dict[str, Any]]:
-    found = await pairview.look_all(node, pairview.halves(node))
+async def show_all(node: Node, looks: planes.Looks | None = None) -> list[dict[str, Any]]:
+    found = await pairview.look_all(node, pairview.halves(node), looks=looks)
     known = {half.pair for half in pairview.halves(node)}  # a pair may turn out to be no more
     return pairview.as_json(sample for sample in found if sample.pair.pair in known)
 

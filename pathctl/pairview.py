@@ -144,22 +144,24 @@ async def look(node: Node, half: Half) -> Sample:
     return found
 
 
-async def look_all(node: Node, wanted: Sequence[Half], *, is_fresh: bool = True) -> list[Sample]:
-    """A sample of each, in their order; never raises for what cannot be asked."""
+async def look_all(
+    node: Node, wanted: Sequence[Half], *, is_fresh: bool = True, looks: planes.Looks | None = None
+) -> list[Sample]:
+    """A sample of each, in their order; never raises for what cannot be asked.
+
+    `looks`: at the data planes here, shared with others who want to know of them now.
+    """
     number = begin_look()
-    places = asyncio.Semaphore(LOOKS_MOST)
-
-    async def here(half: Half) -> Sample:
-        async with places:
-            return await _look_here(node, half, number)
-
+    shared = looks or planes.Looks(node)
     by_peer: dict[str, list[Half]] = {}
     for half in wanted:
         if half.side == "destination":
             by_peer.setdefault(half.peer, []).append(half)
     ours, theirs = await asyncio.gather(
-        asyncio.gather(*(here(half) for half in wanted if half.side == "source")),
-        asyncio.gather(*(_look_there(node, peer, some, number, is_fresh=is_fresh) for peer, some in by_peer.items())),
+        asyncio.gather(*(_look_here(node, half, number, shared) for half in wanted if half.side == "source")),
+        asyncio.gather(
+            *(_look_there(node, peer, some, number, shared, is_fresh=is_fresh) for peer, some in by_peer.items())
+        ),
     )
     samples = {sample.pair.pair: sample for sample in itertools.chain(ours, *theirs)}
     for half in wanted:
@@ -168,9 +170,9 @@ async def look_all(node: Node, wanted: Sequence[Half], *, is_fresh: bool = True)
     return [samples[half.pair] for half in wanted]
 
 
-async def _look_here(node: Node, half: Half, number: int) -> Sample:
+async def _look_here(node: Node, half: Half, number: int, looks: planes.Looks) -> Sample:
     """At the source."""
-    found = await planes.look(node, half.volume)
+    found = await looks.at(half.volume)
     status = found.status
     is_known = status is not None and status.pair == half.pair
     if is_known and status is not None and status.session is not None:
@@ -268,11 +270,11 @@ class _Seen(msgspec.Struct, frozen=True):
     cause: str | None = None
 
 
-async def _look_there(node: Node, peer: str, wanted: list[Half], number: int, *, is_fresh: bool) -> list[Sample]:
+async def _look_there(
+    node: Node, peer: str, wanted: list[Half], number: int, looks: planes.Looks, *, is_fresh: bool
+) -> list[Sample]:
     """The source's host knows; when it does not answer, that is said, and no claim made about progress."""
-    planes_here = dict(
-        zip(wanted, await asyncio.gather(*(planes.look(node, half.volume) for half in wanted)), strict=True)
-    )
+    planes_here = dict(zip(wanted, await asyncio.gather(*(looks.at(half.volume) for half in wanted)), strict=True))
     found: dict[str, _Seen | PathctlError] = {}
     try:
         found = await _ask(node, peer, [half.pair for half in wanted], is_fresh=is_fresh)

@@ -19,6 +19,7 @@ from pathctl import actor, controlclient, copyrate, db, errors, nbdkitcmd, super
 from pathctl.node import Hang, Node
 
 FORMAT_LIMIT_S = 120.0
+LOOKS_MOST = 32  # at data planes at once
 HUNG_S = 10.0  # without an answer, until that is an event
 
 
@@ -154,6 +155,24 @@ async def look(node: Node, volume: str) -> Look:
         return Look(None, error.message)
     _note_hang(node, volume, None)
     return Look(found, found.failed)
+
+
+class Looks:
+    """One round of looks: whoever asks for a volume in it shares the one answer."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._asked: dict[str, asyncio.Task[Look]] = {}
+        self._places = asyncio.Semaphore(LOOKS_MOST)
+
+    async def at(self, volume: str) -> Look:
+        if volume not in self._asked:
+            self._asked[volume] = asyncio.create_task(self._look(volume))
+        return await self._asked[volume]
+
+    async def _look(self, volume: str) -> Look:
+        async with self._places:
+            return await look(self._node, volume)
 
 
 def _hung(keeper: supervise.Keeper | None, error: errors.PathctlError) -> int | None:

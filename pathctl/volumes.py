@@ -464,12 +464,13 @@ async def show(node: Node, body: Name) -> dict[str, Any]:
     return {"volume": await show_one(node, body.name)}
 
 
-async def show_all(node: Node) -> list[dict[str, Any]]:
-    return list(await asyncio.gather(*(_shown(node, row) for row in node.db.volumes())))
+async def show_all(node: Node, looks: planes.Looks | None = None) -> list[dict[str, Any]]:
+    shared = looks or planes.Looks(node)
+    return list(await asyncio.gather(*(_shown(node, row, shared) for row in node.db.volumes())))
 
 
 async def show_one(node: Node, name: str) -> dict[str, Any]:
-    return await _shown(node, node.volume(name))
+    return await _shown(node, node.volume(name), planes.Looks(node))
 
 
 def _failure(found: planes.Look) -> str | None:
@@ -497,11 +498,11 @@ def _invalid(facts: controlclient.Status | None) -> int | None:
     return None if facts is None or (facts.incomplete and not facts.invalid) else facts.invalid
 
 
-async def _shown(node: Node, row: db.Volume) -> dict[str, Any]:
+async def _shown(node: Node, row: db.Volume, looks: planes.Looks) -> dict[str, Any]:
     """V of the API: the row, and what its data plane says."""
     connection = node.db.connection_of(row.name)
     keeper = node.supervisor.get(row.name)
-    found = await planes.look(node, row.name)
+    found = await looks.at(row.name)
     facts = found.status
     return {
         "name": row.name,
