@@ -36,7 +36,7 @@ GROUPS = {
     "scale": ("scale", "manypairs", "together"),
     "reconnects": ("reconnects",),
 }
-ROUNDS, QUICK_ROUNDS = 5, 2
+ROUNDS, QUICK_ROUNDS = 5, 1
 SECONDS, QUICK_SECONDS = 2.0, 0.5
 RESULTS = Path(__file__).parent / "results"
 PIPE_WIDTH = 160
