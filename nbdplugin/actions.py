@@ -54,10 +54,11 @@ class Wait(NamedTuple):
 
 
 class StoreRead(NamedTuple):
-    """Result: the bytes.  Raises StoreFailed."""
+    """Result: the bytes; a driver may put them into `into`, of that length, and return that.  Raises StoreFailed."""
 
     offset: int
     length: int
+    into: Data = None
 
 
 class StoreWrite(NamedTuple):
@@ -88,12 +89,16 @@ class PeerExtent(NamedTuple):
 
 
 class PeerRead(NamedTuple):
-    """Result: the bytes; raises PeerLost, PeerRefused.  Urgent: a host request waits for it."""
+    """Result: the bytes, None if all are zero; raises PeerLost, PeerRefused.  Urgent: a host request waits for it.
+
+    `into` as with StoreRead.
+    """
 
     session: int
     offset: int
     length: int
     urgent: bool
+    into: Data = None
 
 
 class PeerWrite(NamedTuple):

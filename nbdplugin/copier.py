@@ -5,6 +5,7 @@ The rate counts the bytes of the runs that hold data; holes cost nothing.  Rate 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -28,6 +29,8 @@ _RUN_LEAST = 4 << 10
 _SLOW_S = 0.5  # a run that takes longer is too long for its link: host requests come behind it
 _QUICK_S = 0.1
 _CAREFUL_MOST = 64
+_STEP_ASIDE_S = 0.02  # after a fetch another one is likely: a host that reads on waits for the peer as much as we do
+_ASIDE_BYTES = 128 << 10
 _RUNS_A_SECOND = 20  # of a copy with a limit: a run of a mebibyte, at a few of them a second, would come in lumps
 
 log = logging.getLogger(__name__)
@@ -112,10 +115,12 @@ class Copier:
         self.bucket = Bucket()
         self.error: str | None = None
         self._failed_at = 0.0
+        self._fetched = 0
+        self._fetched_at = -_STEP_ASIDE_S
 
     def start(self) -> None:
         for number in range(WORKERS):
-            start_thread(f"copy-{number}", self._work)
+            start_thread(f"copy-{number}", functools.partial(self._work, number == 0))
 
     def poke(self) -> None:
         """The path is ready: there may be work."""
@@ -123,11 +128,12 @@ class Copier:
             self._pokes += 1
             self._wake.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, is_first: bool) -> None:
+        buffer = memoryview(bytearray(transfer.RUN_BYTES))  # memory that is new for each run costs as much as the run
         while True:
             seen = self._pokes
             try:
-                pause_s = self._step()
+                pause_s = self._step(is_first, buffer)
                 if not self._has_left() or time.monotonic() - self._failed_at > _ERROR_STANDS_S:
                     self.error = None
             except PathError as error:
@@ -139,13 +145,17 @@ class Copier:
                 with self._wake:
                     self._wake.wait_for(lambda known=seen: self._pokes != known, pause_s)  # type: ignore[misc]
 
-    def _step(self) -> float:
+    def _step(self, is_first: bool, buffer: memoryview) -> float:
         """One run, or the closing message; returns how long to rest."""
         if self._core.session is None:
             return _IDLE_S
         if not self._has_left():
             return self._finish()
         run_bytes = self.bucket.run_bytes
+        if self._is_host_fetching():
+            if not is_first:
+                return _STEP_ASIDE_S
+            run_bytes = min(run_bytes, _ASIDE_BYTES)
         if not self.bucket.wait_turn(_TURN_S, run_bytes):
             return 0.0
         moved, found = 0, None
@@ -155,7 +165,7 @@ class Copier:
             if found is None:
                 return _BUSY_S if self._core.failed is None else _IDLE_S
             start = time.monotonic()
-            done, moved = self._engine.run(transfer.copy_run(self._core, *found, run_bytes))
+            done, moved = self._engine.run(transfer.copy_run(self._core, *found, run_bytes, buffer))
             self.bucket.note_time(moved, time.monotonic() - start)
         except PathError:
             self._note_failed(found)
@@ -164,6 +174,13 @@ class Copier:
             self.bucket.settle(run_bytes, moved)
         self._note_done(found[0], done, moved)
         return 0.0 if done else _BUSY_S
+
+    def _is_host_fetching(self) -> bool:
+        """Whether host requests wait for the peer now, or did a moment ago: then one worker goes on, in small steps."""
+        now, fetched = time.monotonic(), self._core.counts.fetched_tracks
+        if self._core.fetching or fetched != self._fetched:
+            self._fetched, self._fetched_at = fetched, now
+        return now - self._fetched_at < _STEP_ASIDE_S
 
     def _has_left(self) -> bool:
         return bool(self._core.table.invalid.count or self._core.table.owed.count)

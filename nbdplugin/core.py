@@ -97,6 +97,7 @@ class Core:
         self.is_quiesced = False
         self.in_flight = 0
         self.waiting = 0
+        self.fetching = 0  # host requests that wait for the peer's data
         self.extents = {extent: Extent() for extent in table.header.active}
         self.wanted_extents: set[int] = set()
         self.is_activating = False

@@ -297,11 +297,14 @@ class Link:
             raise PeerLost(session.reason or "the session is over")
         return session
 
-    def _read(self, action: actions.PeerRead) -> bytearray | None:
+    def _read(self, action: actions.PeerRead) -> memoryview | bytearray | None:
         session = self._get(action.session)
         start = time.monotonic()
         try:
             with (session.urgent if action.urgent else session.copy).take() as connection:
+                if action.into is not None:
+                    connection.read_into(action.offset, action.into)
+                    return None if store.is_zero(action.into) else action.into
                 data = connection.read(action.offset, min(action.length, _READ_MOST))
                 while len(data) < action.length:
                     data += connection.read(action.offset + len(data), min(action.length - len(data), _READ_MOST))

@@ -158,6 +158,12 @@ class Connection:
             data: bytearray = self._handle.pread(length, offset)
             return data
 
+    def read_into(self, offset: int, buf: memoryview) -> None:
+        with self._call():
+            cookie = self._handle.aio_pread(buf, offset)
+            while not self._handle.aio_command_completed(cookie):
+                self._handle.poll(-1)
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         with self._call():
             self._handle.pwrite(data, offset)

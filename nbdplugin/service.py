@@ -64,7 +64,7 @@ class Export(Protocol):
 
 def _make_hands(backing: Store, meta: MetaFile) -> dict[type, Callable[[Any], Any]]:
     return {
-        actions.StoreRead: lambda a: backing.read(a.offset, a.length),
+        actions.StoreRead: lambda a: backing.read(a.offset, a.length, a.into),
         actions.StoreWrite: lambda a: backing.write(a.offset, a.length, a.data),
         actions.StoreSync: lambda a: backing.sync(),
         actions.StoreExtent: lambda a: backing.find_extent(a.offset, a.length),
@@ -308,7 +308,7 @@ class DataExport:
             raise
 
     def read(self, buf: memoryview, offset: int) -> None:
-        buf[:] = self._run(self._target.read(self._session, offset, len(buf), self._is_for_host))
+        self._run(self._target.read(self._session, offset, len(buf), self._is_for_host, buf))
 
     def write(self, buf: memoryview, offset: int, is_fua: bool) -> None:
         self._run(self._target.write(self._session, offset, len(buf), buf, self._is_for_host))

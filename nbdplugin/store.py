@@ -67,8 +67,9 @@ class Store:
                 raise OSError(errno.EIO, "the backing is shorter than the volume")
             view, offset = view[count:], offset + count
 
-    def read(self, offset: int, length: int) -> bytearray:
-        buf = bytearray(length)
+    def read(self, offset: int, length: int, into: memoryview | None = None) -> memoryview | bytearray:
+        """`into`: where they go, of that length; else into a buffer of their own."""
+        buf = bytearray(length) if into is None else into
         self.read_into(buf, offset)
         return buf
 
@@ -117,7 +118,7 @@ class Store:
             return length, False
 
 
-def is_zero(data: bytes | bytearray) -> bool:
+def is_zero(data: bytes | bytearray | memoryview) -> bool:
     """Whether all of it is zero; stops at the first byte that is not."""
     view = memoryview(data)
     return all(view[at : at + _PIECE] == memoryview(_ZEROES)[: len(view) - at] for at in range(0, len(view), _PIECE))

@@ -150,11 +150,11 @@ class Target:
         if self.running[session] == 0:
             self._wake()
 
-    def read(self, session: int, offset: int, length: int, is_for_host: bool = False) -> Flow[Data]:
+    def read(self, session: int, offset: int, length: int, is_for_host: bool = False, into: Data = None) -> Flow[Data]:
         """`is_for_host`: a request of the source's host waits for it; counted apart from the copy."""
         self.enter(session)
         try:
-            data = yield actions.StoreRead(offset, length)
+            data = yield actions.StoreRead(offset, length, into)
             self.read_bytes += length
             if is_for_host:
                 self.fetched_bytes += length

@@ -24,15 +24,19 @@ def fetch(core: Core, span: Span) -> Flow[None]:
 
     Returns early when the session ends: the caller decides anew.  Raises StoreFailed, PeerRefused.
     """
-    ticket = yield from core.enter_gate(*core.table.geometry.get_range(span))
+    core.fetching += 1
     try:
-        track = span.first
-        while core.session is not None and (run := _find_within(core, track, span.end)) is not None:
-            if not (yield from _fetch_run(core, run, core.session)):
-                return
-            track = run.end
+        ticket = yield from core.enter_gate(*core.table.geometry.get_range(span))
+        try:
+            track = span.first
+            while core.session is not None and (run := _find_within(core, track, span.end)) is not None:
+                if not (yield from _fetch_run(core, run, core.session)):
+                    return
+                track = run.end
+        finally:
+            core.leave_gate(ticket)
     finally:
-        core.leave_gate(ticket)
+        core.fetching -= 1
 
 
 def _find_within(core: Core, track: int, end: int) -> Span | None:
@@ -119,9 +123,12 @@ def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
     return None if push is None else (Span(*push), False)
 
 
-def copy_run(core: Core, run: Span, is_pull: bool, most_bytes: int | None = None) -> Flow[tuple[int, int]]:
+def copy_run(
+    core: Core, run: Span, is_pull: bool, most_bytes: int | None = None, buffer: memoryview | None = None
+) -> Flow[tuple[int, int]]:
     """Copies the first even piece of the run, taken whole or not at all; at most `most_bytes` of data.
 
+    `buffer`: of that length, for the data while the flow runs; else each run takes memory of its own.
     Result: (tracks the cursor may skip, bytes moved over the link); (0, 0) when a host request was there first or
     the session ended.  Raises StoreFailed, and PeerRefused where the peer cannot read what is to be pulled; that it
     cannot write what is pushed ends the session.
@@ -140,7 +147,7 @@ def copy_run(core: Core, run: Span, is_pull: bool, most_bytes: int | None = None
         ticket = core.gate.try_enter(*core.table.geometry.get_range(run))
         if ticket is None:
             return run.count, 0
-        return (yield from _copy_in_gate(core, run, is_pull, is_hole, session, turn, ticket))
+        return (yield from _copy_in_gate(core, run, is_pull, is_hole, session, turn, ticket, buffer))
     except (PeerLost, PeerRefused) as error:
         if is_pull and isinstance(error, PeerRefused):
             raise
@@ -161,29 +168,42 @@ def _cut(core: Core, run: Span, piece: int, is_zero: bool, most_bytes: int) -> t
 
 
 def _copy_in_gate(
-    core: Core, run: Span, is_pull: bool, is_hole: bool, session: int, turn: int, ticket: Ticket
+    core: Core,
+    run: Span,
+    is_pull: bool,
+    is_hole: bool,
+    session: int,
+    turn: int,
+    ticket: Ticket,
+    buffer: memoryview | None,
 ) -> Flow[tuple[int, int]]:
     try:
         plane = core.table.invalid if is_pull else core.table.owed
         if core.turn != turn or not plane.is_all(run.first, run.count):
             return 0, 0
         if is_pull:
-            return (yield from _pull(core, run, is_hole, session))
-        return (yield from _push(core, run, is_hole, session))
+            return (yield from _pull(core, run, is_hole, session, buffer))
+        return (yield from _push(core, run, is_hole, session, buffer))
     finally:
         core.leave_gate(ticket)
 
 
-def _pull(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
+def _pull(core: Core, run: Span, is_hole: bool, session: int, buffer: memoryview | None) -> Flow[tuple[int, int]]:
     offset, length = core.table.geometry.get_range(run)
-    data = None if is_hole else (yield actions.PeerRead(session, offset, length, False))
+    into = _get_part(buffer, length)
+    data = None if is_hole else (yield actions.PeerRead(session, offset, length, False, into))
     if not (yield from _store(core, run, session, data)):
         return 0, 0
     _count_copied(core, run, length, data is None)
     return run.count, 0 if data is None else length
 
 
-def _push(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int, int]]:
+def _get_part(buffer: memoryview | None, length: int) -> memoryview | None:
+    """None where the buffer is too short: a track may be longer than a run."""
+    return buffer[:length] if buffer is not None and length <= len(buffer) else None
+
+
+def _push(core: Core, run: Span, is_hole: bool, session: int, buffer: memoryview | None) -> Flow[tuple[int, int]]:
     offset, length = core.table.geometry.get_range(run)
     extents = core.table.geometry.get_extents(run)
     distrusts = core.distrusts
@@ -191,7 +211,7 @@ def _push(core: Core, run: Span, is_hole: bool, session: int) -> Flow[tuple[int,
         piece, is_zero = yield actions.StoreExtent(offset, length)
         if not is_zero or piece < length:
             return 0, 0
-    data = None if is_hole else (yield actions.StoreRead(offset, length))
+    data = None if is_hole else (yield actions.StoreRead(offset, length, _get_part(buffer, length)))
     if core.distrusts != distrusts:
         return 0, 0
     checkpoint.touch_extents(core, extents)
