@@ -26,6 +26,7 @@ class SlowProxy:
         self._sockets = [self._listener]
         self._is_over = threading.Event()
         self._turn = threading.Lock()
+        self._closing = threading.Lock()
 
     def __enter__(self) -> SlowProxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,25 +34,35 @@ class SlowProxy:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._is_over.set()
-        for one in self._sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        with self._closing:
+            for one in self._sockets:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+
+    def cut(self) -> None:
+        """Ends every connection that there is; new ones are taken as before."""
+        with self._closing:
+            for one in self._sockets[1:]:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while not self._is_over.is_set():
                 client, _ = self._listener.accept()
                 server = socket.socket()
-                self._sockets += [client, server]
+                with self._closing:
+                    self._sockets += [client, server]
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)
                 server.connect(("127.0.0.1", self._target))
+                ended: list[socket.socket] = []
                 for one, other in ((client, server), (server, client)):
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
                     one.settimeout(None)
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+                    threading.Thread(target=self._pass_on, args=(one, other, ended), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, ended: list[socket.socket]) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_PIECE):
                 self._wait_turn(len(data))
@@ -59,6 +70,12 @@ class SlowProxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        with self._closing:  # both directions over: nobody uses either any more
+            ended.append(source)
+            for one in ended if len(ended) == 2 else ():
+                one.close()
+                if one in self._sockets:
+                    self._sockets.remove(one)
 
     def _wait_turn(self, count: int) -> None:
         """One piece at a time, each as long as the rate makes it."""
