@@ -127,7 +127,8 @@ def _halves(node: Node) -> list[pairview.Half]:
 
 
 async def _look_at_pairs(node: Node, wanted: Sequence[pairview.Half]) -> None:
-    samples = await pairview.look_all(node, wanted, is_fresh=False)
+    looks = planes.Looks(node, planes.LOOKS_BESIDE)
+    samples = await pairview.look_all(node, wanted, is_fresh=False, looks=looks)
     for half, sample in zip(wanted, samples, strict=True):
         _note_disk(node, half.volume, sample.status)
     await copyrate.apply(node)

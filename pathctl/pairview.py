@@ -33,7 +33,7 @@ from pathctl.errors import ErrorCode, PathctlError
 from pathctl.node import Node, Sample
 
 MIN_PREFIX = 4
-LOOKS_MOST = 32  # at data planes at once
+ASKED_MOST = 32  # questions to other hosts at once
 PAIRS_MOST = 200  # of one answer to a peer: it has a size limit
 PAIR_FIELDS = frozenset(shapes.Pair.__struct_fields__)
 
@@ -382,7 +382,7 @@ def _alone(node: Node, half: Half, known: planes.Look, error: PathctlError) -> t
 
 async def ask_whether_there(node: Node, wanted: Sequence[Half]) -> None:
     """Ask the other hosts what they have of pairs of ours that are not connected; who is away is not asked."""
-    places = asyncio.Semaphore(LOOKS_MOST)
+    places = asyncio.Semaphore(ASKED_MOST)
 
     async def ask(row: db.Connection, status: controlclient.Status) -> None:
         async with places:

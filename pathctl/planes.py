@@ -19,7 +19,8 @@ from pathctl import actor, controlclient, copyrate, db, errors, nbdkitcmd, super
 from pathctl.node import Hang, Node
 
 FORMAT_LIMIT_S = 120.0
-LOOKS_MOST = 32  # at data planes at once
+LOOKS_MOST = 32  # at data planes at once, for somebody who waits
+LOOKS_BESIDE = 8  # when nobody waits: so many that a few which hang hold nobody up, so few that commands get through
 HUNG_S = 10.0  # without an answer, until that is an event
 
 
@@ -160,10 +161,10 @@ async def look(node: Node, volume: str) -> Look:
 class Looks:
     """One round of looks: whoever asks for a volume in it shares the one answer."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, most: int = LOOKS_MOST) -> None:
         self._node = node
         self._asked: dict[str, asyncio.Task[Look]] = {}
-        self._places = asyncio.Semaphore(LOOKS_MOST)
+        self._places = asyncio.Semaphore(most)
 
     async def at(self, volume: str) -> Look:
         if volume not in self._asked:

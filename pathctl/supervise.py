@@ -27,8 +27,7 @@ LIVED_WELL_S = 10.0  # a process that ran this long is started again at once
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 KILL_LIMIT_S = 10.0
-LOOK_S = 0.005
-LONGEST_LOOK_S = 0.01  # a start takes a tenth of a second: a longer look would be felt
+LOOK_S = 0.005  # a start takes a twentieth of a second: a longer look would be felt
 
 # Must not be waited for by anybody who holds the volume's lock, which it takes: `running` waits for the process only.
 Started = Callable[[str], Awaitable[None]]
@@ -150,12 +149,10 @@ class Keeper:
     async def _answering(self, child: process.Process) -> None:
         """Wait until the new process answers on its control socket."""
         over = asyncio.ensure_future(child.ended())
-        look = LOOK_S
         try:
             async with asyncio.timeout(self._cfg.timeouts.start_s):
                 while not await self._answers(child.pid):
-                    await asyncio.wait([over], timeout=look)
-                    look = min(look * 1.5, LONGEST_LOOK_S)
+                    await asyncio.wait([over], timeout=LOOK_S)
                     if over.done():
                         raise errors.internal(
                             f"the nbdkit of volume {self.plane.volume} ended at its start: "
