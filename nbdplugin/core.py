@@ -151,10 +151,14 @@ class Core:
     def depart(self, request: Request) -> None:
         if request.is_in:
             request.is_in = False
-            self.in_flight -= 1
-            self.wake_all("leave")
-            if self.in_flight == 0:
-                self.wake_all("idle")
+            self.leave()
+
+    def leave(self) -> None:
+        """One request less is in flight."""
+        self.in_flight -= 1
+        self.wake_all("leave")
+        if self.in_flight == 0:
+            self.wake_all("idle")
 
     def quiesce(self) -> Flow[None]:
         """Admits nothing new and waits until nothing is in flight; raises PathError when that takes too long.

@@ -56,6 +56,7 @@ class Link:
         self._wanted = threading.Event()
         self._establishing = threading.Lock()
         self._on_up: Callable[[], None] = lambda: None
+        self.on_stream: Callable[[int | None, Any], None] | None = None  # a lane takes it
         self._hurry = threading.Event()
         self._told: dict[str, float] = {}
         self.state = "none"
@@ -267,8 +268,8 @@ class Link:
         export, size = f"data/{greeting.pair}/{greeting.session}", self._store.size
         timeout_s = self._params.link_timeout_s
 
-        def connect(use: str, is_given_up: Callable[[], bool]) -> Connection:
-            return Connection(address, f"{export}/{use}", timeout_s, size, is_given_up)
+        def connect(use: str, is_given_up: Callable[[], bool], kind: type[Connection]) -> Connection:
+            return kind(address, f"{export}/{use}", timeout_s, size, is_given_up)
 
         return Session(greeting.session, meta, connect)
 
@@ -335,11 +336,23 @@ class Link:
         except StoreFailed as error:
             local = error
         try:
-            with self._get(action.session).urgent.take() as connection:
+            session = self._get(action.session)
+            with session.urgent.take() as connection:
                 self._send(connection, action.offset, action.length, action.data)
+            if self.on_stream is not None:
+                self._open_stream(session)
         except (PeerLost, PeerRefused) as error:
             remote = error.with_traceback(None)  # which holds this frame, and so the connection, until a collection
         return Outcome(local, remote)
+
+    def _open_stream(self, session: Session) -> None:
+        """With the first mirrored write: a session at rest needs none.  Raises PeerLost, PeerRefused."""
+        assert self._engine is not None
+        assert self.on_stream is not None
+        stream = session.open_stream()
+        with self._engine.lock:
+            if stream is not None and self._session is session:
+                self.on_stream(session.number, stream)
 
     def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:
         with self._get(action.session).copy.take() as connection:
@@ -361,6 +374,8 @@ class Link:
         session = self._session
         if session is not None and session.number == action.session:
             session.end()
+            if self.on_stream is not None:
+                self.on_stream(None, None)
 
 
 class OldSession(PeerLost):

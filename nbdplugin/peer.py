@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import nbd
 
+from nbdplugin import lane
 from nbdplugin.errors import PeerLost, PeerRefused
 
 META_SIZE = 64 << 10
@@ -68,6 +69,8 @@ class Connection:
     `peer_host`: the numeric address that it goes to; a connection that was reset could not tell it any more.
     """
 
+    is_simple = False  # without structured replies and what needs them
+
     def __init__(
         self, address: Address, export: str, timeout_s: float, size: int, is_given_up: Callable[[], bool]
     ) -> None:
@@ -83,7 +86,10 @@ class Connection:
                 self._handle.set_tls_psk_file(str(address.psk_file))
                 self._handle.set_tls_username(address.identity)
             self._handle.set_export_name(export)
-            self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            if self.is_simple:
+                self._handle.set_request_structured_replies(False)
+            else:
+                self._handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
             self._connect(address, is_given_up)
             self._socket = socket.socket(fileno=os.dup(self._handle.aio_get_fd()))
             self.peer_host = str(self._socket.getpeername()[0])
@@ -206,6 +212,38 @@ class Connection:
         return answer
 
 
+class StreamConnection(Connection):
+    """One whose writes the compiled lane sends, many at once: `stream` is theirs.
+
+    `call` stands for all that is under way: it begins anew with every answer.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self, address: Address, export: str, timeout_s: float, size: int, is_given_up: Callable[[], bool]
+    ) -> None:
+        super().__init__(address, export, timeout_s, size, is_given_up)
+        self.stream = lane.compiled.Stream(self._handle)
+        self._completed = 0
+
+    def note_moved(self, now: float) -> bool:
+        if self.stream.in_flight == 0:
+            self.call = None
+        elif self.call is None or self._completed != self.stream.completed:
+            self.call = Call(self.timeout_s)
+        self._completed = self.stream.completed
+        return super().note_moved(now)
+
+
+def explain_answer(number: int, is_lost: bool, waited_s: float, limit_s: float) -> PeerLost | PeerRefused:
+    """What an error that a stream's write ended with means, as of any other call's."""
+    error = nbd.Error("", number)
+    if is_lost:
+        return PeerLost(_tell_broken(error, waited_s, limit_s))
+    return PeerRefused(f"the peer answered: {os.strerror(number)}")
+
+
 def _tell_broken(error: nbd.Error, waited_s: float, limit_s: float) -> str:
     """Why a call ended with its connection, for people: what GnuTLS and libnbd say of it names their functions."""
     if waited_s >= limit_s * _NEARLY:
@@ -275,24 +313,37 @@ class Pool:
         raise PeerLost("the session is over")
 
 
+Connect = Callable[[str, Callable[[], bool], type[Connection]], Connection]
+
+
 class Session:
     """Every connection of one session; they end together.  `is_over` is set once they do."""
 
-    def __init__(self, number: int, meta: Connection, connect: Callable[[str, Callable[[], bool]], Connection]) -> None:
+    def __init__(self, number: int, meta: Connection, connect: Connect) -> None:
         """`connect` opens a data connection for a use, "host" or "copy", unless it is given up meanwhile."""
         self.number = number
         self.meta = meta
         self.meta_lock = threading.Lock()
-        self.urgent = Pool(functools.partial(self._open, connect, "host"), URGENT_MOST)
-        self.copy = Pool(functools.partial(self._open, connect, "copy"), COPY_MOST)
+        self.urgent = Pool(functools.partial(self._open, connect, "host", Connection), URGENT_MOST)
+        self.copy = Pool(functools.partial(self._open, connect, "copy", Connection), COPY_MOST)
+        self._open_stream = functools.partial(self._open, connect, "host", StreamConnection)
+        self._opening = threading.Lock()
         self.is_over = threading.Event()
         self.reason: str | None = None
         self._lock = threading.Lock()
         self._all = [meta]
         threading.Thread(target=self._watch, name=f"watch-{number}", daemon=True).start()
 
-    def _open(self, connect: Callable[[str, Callable[[], bool]], Connection], use: str) -> Connection:
-        connection = connect(use, self.is_over.is_set)
+    def open_stream(self) -> Any:
+        """The stream of the session's mirrored writes, once: to all callers but the first it is None."""
+        if not self._opening.acquire(blocking=False):
+            return None
+        connection = self._open_stream()
+        assert isinstance(connection, StreamConnection)
+        return connection.stream
+
+    def _open(self, connect: Connect, use: str, kind: type[Connection]) -> Connection:
+        connection = connect(use, self.is_over.is_set, kind)
         with self._lock:
             self._all.append(connection)
             is_over = self.is_over.is_set()

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 import nbdkit
 
-from nbdplugin import logs, params, service
-from nbdplugin.errors import PathError, SessionOver, StoreFailed
+from nbdplugin import lane, logs, params, peer, service
+from nbdplugin.errors import PathError, PeerLost, PeerRefused, SessionOver, StoreFailed
 from nbdplugin.threadstate import Pins
 
 API_VERSION = 2
@@ -131,6 +131,54 @@ def get_ready() -> None:
     except PathError as error:
         _refuse(error)
     logs.set_up(found.volume, _process.service.get_pair, found.log_level, found.log_lines_per_minute)
+    _take_lane(_process.service)
+
+
+def _take_lane(found: service.HostService | service.PeerService) -> None:
+    """From here on nbdkit calls the compiled module, which calls our pread and pwrite for what is not plain."""
+    if not lane.set_up_compiled():
+        return
+    found.is_compiled = True
+    if isinstance(found, service.HostService):
+        times = found.stats.read, found.stats.write
+        made = lane.compiled.Lane(found.core, found.engine, found.store.get_fd(), *times, pread, pwrite, _conclude)
+        found.link.on_stream = made.set_stream
+    else:
+        header, geometry = found.target.table.header, found.target.table.geometry
+        made = lane.compiled.TargetLane(
+            owner=found,
+            target=found.target,
+            engine=found.engine,
+            header=header,
+            track_size=geometry.track_size,
+            fd=found.store.get_fd(),
+            read_times=found.stats.read,
+            write_times=found.stats.write,
+            slow_read=pread,
+            slow_write=pwrite,
+            export_type=service.DataExport,
+        )
+    globals().update(pread=made.pread, pwrite=made.pwrite)
+
+
+def _conclude(
+    handle: _Handle, buf: memoryview, _: int, plain: lane.Pass, local: int, number: int, is_lost: bool, waited_s: float
+) -> None:
+    """A write that the lane carried out and could not end; `local`, `number`: errno of either leg, 0 if it was good."""
+    start = monotonic()
+    export = handle.export
+    assert isinstance(export, service.HostExport)
+    error: PeerLost | PeerRefused | None = None if plain.is_mirrored else PeerLost("not sent")
+    if number:
+        error = peer.explain_answer(number, is_lost, waited_s, _process.params.link_timeout_s)
+    try:
+        export.conclude(buf, plain, local, error)
+    except Exception as failure:
+        handle.stats.write.errors += 1
+        _tell(pwrite, failure)
+        raise
+    finally:
+        handle.stats.write.note(waited_s + monotonic() - start)
 
 
 def after_fork() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import errno
 
-from nbdplugin import actions, checkpoint, transfer
+from nbdplugin import actions, checkpoint, lane, transfer
 from nbdplugin.actions import AGAIN, Data, Flow, Outcome
 from nbdplugin.core import Core, Request
 from nbdplugin.decide import Cover, Kind, Path, Step, decide
@@ -86,8 +86,61 @@ def _read_elsewhere(core: Core, request: Request, offset: int, length: int, erro
 
 def write(core: Core, item: HostWrite) -> Flow[None]:
     """Returns when the write may be acknowledged."""
+    if item.kind is Kind.WRITE and not item.is_fua:
+        plain = lane.begin(core, item.offset, item.length)
+        if plain is not None:
+            yield from _write_plainly(core, item, plain)
+            return
     request = Request()
     yield from core.admit(request)
+    yield from _write_admitted(core, request, item)
+
+
+def _write_plainly(core: Core, item: HostWrite, plain: lane.Pass) -> Flow[None]:
+    """As the compiled lane does it."""
+    try:
+        if plain.is_mirrored and plain.session is not None:
+            outcome: Outcome = yield actions.WriteBoth(plain.session, item.offset, item.length, item.data)
+        else:
+            outcome = yield from _write_here(item)
+    except BaseException:
+        _leave_plain(core, plain)
+        core.leave()
+        raise
+    if outcome.local is not None or (plain.is_mirrored and outcome.peer is not None) or not lane.end(core, plain):
+        yield from conclude_plain(core, item, plain, outcome)
+
+
+def conclude_plain(core: Core, item: HostWrite, plain: lane.Pass, outcome: Outcome) -> Flow[None]:
+    """A write of the lane that did not go plainly, from the outcome of its legs on; returns as `write` does.
+
+    Outcome.peer is None only where a mirrored one was answered well.
+    """
+    request = Request()
+    request.is_in = True
+    is_done = False
+    try:
+        try:
+            if plain.is_mirrored and plain.session is not None:
+                outcome = yield from _note_mirrored(core, item, plain.span, plain.session, outcome)
+            is_done = yield from _conclude_write(core, item, plain.span, plain.session, plain.distrusts, outcome)
+        finally:
+            _leave_plain(core, plain)
+    except BaseException:
+        core.depart(request)
+        raise
+    if is_done:
+        core.depart(request)
+    else:
+        yield from _write_admitted(core, request, item)
+
+
+def _leave_plain(core: Core, plain: lane.Pass) -> None:
+    checkpoint.release_extents(core, core.table.geometry.get_extents(plain.span))
+    core.leave_gate(plain.ticket)
+
+
+def _write_admitted(core: Core, request: Request, item: HostWrite) -> Flow[None]:
     try:
         is_done = False
         while not is_done:
@@ -189,15 +242,22 @@ def _write_in_gate(core: Core, item: HostWrite) -> Flow[bool]:
     try:
         distrusts, session = core.distrusts, core.session
         outcome = yield from _carry_out(core, item, span)
-        if core.distrusts != distrusts and outcome.local is None:
-            outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
-        yield from _conclude(core, item, span, outcome)
-        is_peers = outcome.peer is None and core.session == session
-        if core.distrusts != distrusts and not (is_peers and not core.table.owed.is_any(span.first, span.count)):
-            # what the failed sync took back, nobody has for sure
-            raise StoreFailed("a sync", errno.EIO)
+        return (yield from _conclude_write(core, item, span, session, distrusts, outcome))
     finally:
         checkpoint.release_extents(core, extents)
+
+
+def _conclude_write(
+    core: Core, item: HostWrite, span: Span, session: int | None, distrusts: int, outcome: Outcome
+) -> Flow[bool]:
+    """As _write_in_gate; `session` and `distrusts` as they were when the write began."""
+    if core.distrusts != distrusts and outcome.local is None:
+        outcome = Outcome(StoreFailed("a sync", errno.EIO), outcome.peer)
+    yield from _conclude(core, item, span, outcome)
+    is_peers = outcome.peer is None and core.session == session
+    if core.distrusts != distrusts and not (is_peers and not core.table.owed.is_any(span.first, span.count)):
+        # what the failed sync took back, nobody has for sure
+        raise StoreFailed("a sync", errno.EIO)
     if outcome.peer is not None and core.is_strict:
         return False
     core.counts.write_bytes += item.length
@@ -210,16 +270,25 @@ def _carry_out(core: Core, item: HostWrite, span: Span) -> Flow[Outcome]:
     if step is Step.BOTH and core.session is not None:
         session = core.session
         outcome: Outcome = yield actions.WriteBoth(session, item.offset, item.length, item.data)
-        if outcome.peer is not None:
-            yield from core.end_session(session, outcome.peer)
-        elif core.session != session:
-            return Outcome(outcome.local, PeerLost("the session ended meanwhile"))
-        else:
-            core.note_sent(span)
-            core.counts.mirrored_bytes += item.length
-        return outcome
+        return (yield from _note_mirrored(core, item, span, session, outcome))
     if core.path is not Path.ALONE:
         core.table.mark_owed(span)
+    return (yield from _write_here(item))
+
+
+def _note_mirrored(core: Core, item: HostWrite, span: Span, session: int, outcome: Outcome) -> Flow[Outcome]:
+    """What the peer's answer to a mirrored write means now."""
+    if outcome.peer is not None:
+        yield from core.end_session(session, outcome.peer)
+    elif core.session != session:
+        return Outcome(outcome.local, PeerLost("the session ended meanwhile"))
+    else:
+        core.note_sent(span)
+        core.counts.mirrored_bytes += item.length
+    return outcome
+
+
+def _write_here(item: HostWrite) -> Flow[Outcome]:
     try:
         yield actions.StoreWrite(item.offset, item.length, item.data)
     except StoreFailed as error:

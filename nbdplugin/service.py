@@ -114,6 +114,7 @@ class HostService:
         self.engine = Engine(self.core, _make_hands(backing, meta) | self.link.hands, patience)
         self.copier = Copier(self.core, self.engine)
         self.clients = 0
+        self.is_compiled = False
         self._clock = WriteClock(meta.table.header)
         self._control = Control(
             params.control,
@@ -176,6 +177,7 @@ class HostService:
             "copy_rate_bytes_s": self.copier.bucket.rate_bytes_s,
             "latency": self.stats.describe(),
             "limits": self.params.get_limits(),
+            "lane": "compiled" if self.is_compiled else "python",
         }
 
     # --- commands ---
@@ -415,6 +417,7 @@ class PeerService:
         self.target = Target(meta.table, _new_name)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
+        self.is_compiled = False
         self._heard_at: float | None = None
         self.is_completing = False
         self._told: dict[str, float] = {}
@@ -526,6 +529,7 @@ class PeerService:
             "counters": counters,
             "latency": self.stats.describe(),
             "limits": self.params.get_limits(),
+            "lane": "compiled" if self.is_compiled else "python",
         }
 
     def _run(self, flow: actions.Flow[Any]) -> dict[str, Any]:

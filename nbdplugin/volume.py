@@ -10,10 +10,12 @@ import logging
 import time
 
 from nbdplugin import requests
+from nbdplugin.actions import Outcome
 from nbdplugin.core import Core
 from nbdplugin.decide import Kind
 from nbdplugin.engine import Engine
-from nbdplugin.errors import StoreFailed
+from nbdplugin.errors import PeerLost, PeerRefused, StoreFailed
+from nbdplugin.lane import Pass
 from nbdplugin.requests import HostWrite
 from nbdplugin.store import Store
 
@@ -71,6 +73,13 @@ class Volume:
 
     def _write(self, item: HostWrite) -> None:
         self._engine.run(requests.write(self._core, item))
+        self._core.table.header.last_write = int(time.time())
+
+    def conclude(self, buf: memoryview, plain: Pass, local: int, peer: PeerLost | PeerRefused | None) -> None:
+        """A write that the lane carried out and could not end; `local`: errno of our leg; `peer`: what came of it."""
+        item = HostWrite(Kind.WRITE, plain.ticket.offset, len(buf), buf)
+        outcome = Outcome(StoreFailed("a write", local) if local else None, peer)
+        self._engine.run(requests.conclude_plain(self._core, item, plain, outcome))
         self._core.table.header.last_write = int(time.time())
 
     def zero(self, offset: int, length: int, is_fua: bool) -> None:

@@ -194,7 +194,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a lost peer is taken for a write done there",
-        "nbdplugin.requests._carry_out",
+        "nbdplugin.requests._note_mirrored",
         "if outcome.peer is not None:",
         "if False:",
         hint=2,
@@ -434,9 +434,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a write whose peer leg failed leaves its session open",
-        "nbdplugin.requests._carry_out",
-        "            yield from core.end_session(session, outcome.peer)",
-        "            yield from ()",
+        "nbdplugin.requests._note_mirrored",
+        "        yield from core.end_session(session, outcome.peer)",
+        "        yield from ()",
         hint=2,
     ),
     Mutation(
@@ -528,7 +528,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a write with FUA is not flushed",
-        "nbdplugin.requests.write",
+        "nbdplugin.requests._write_admitted",
         "if is_done and item.is_fua:",
         "if False:",
         hint=0,
@@ -577,7 +577,7 @@ MUTATIONS = (
     ),
     Mutation(
         "policy stop: a write that the peer lacks is acknowledged",
-        "nbdplugin.requests._write_in_gate",
+        "nbdplugin.requests._conclude_write",
         "if outcome.peer is not None and core.is_strict:",
         "if False:",
         hint=6,
