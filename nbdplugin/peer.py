@@ -326,7 +326,7 @@ class Session:
         self.meta_lock = threading.Lock()
         self.urgent = Pool(functools.partial(self._open, connect, "host", Connection), URGENT_MOST)
         self.copy = Pool(functools.partial(self._open, connect, "copy", Connection), COPY_MOST)
-        self._open_stream = functools.partial(self._open, connect, "host", StreamConnection)
+        self._connect = connect
         self._opening = threading.Lock()
         self.is_over = threading.Event()
         self.reason: str | None = None
@@ -338,7 +338,7 @@ class Session:
         """The stream of the session's mirrored writes, once: to all callers but the first it is None."""
         if not self._opening.acquire(blocking=False):
             return None
-        connection = self._open_stream()
+        connection = self._open(self._connect, "host", StreamConnection)
         assert isinstance(connection, StreamConnection)
         return connection.stream
 
