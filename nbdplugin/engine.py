@@ -67,6 +67,7 @@ class Engine:
                     result: T = stop.value
                     return result
                 finally:
+                    error = None  # its traceback holds this frame: a circle would keep a lost session's sockets
                     if self._owner.woken:
                         self.release_woken()
                 if type(action) is Wait and not action.waiter.is_done:

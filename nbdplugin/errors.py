@@ -1,5 +1,9 @@
 """errors - why a step failed; one class for each different reaction of the caller."""
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class PathError(Exception):
     """Base of every error of the data plane.  The text is one sentence for an admin."""
@@ -43,3 +47,9 @@ class BadRequest(PathError):
 
 class TableDamaged(PathError):
     """The metadata file cannot be trusted.  Do not serve the volume."""
+
+
+def strip(error: E) -> E:
+    """The error without what led to it, for keeping: frames hold the sockets of sessions that are over."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)

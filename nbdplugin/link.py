@@ -19,7 +19,7 @@ from nbdplugin import actions, lineage, modes, peer, store
 from nbdplugin.actions import Outcome
 from nbdplugin.core import Core
 from nbdplugin.engine import Engine, start_thread
-from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused, StoreFailed
+from nbdplugin.errors import BadRequest, PathError, PeerLost, PeerRefused, Refused, StoreFailed, strip
 from nbdplugin.lineage import Greeting, Verdict, Versions
 from nbdplugin.params import Params
 from nbdplugin.peer import Address, Connection, Session
@@ -281,7 +281,7 @@ class Link:
             try:
                 self._tell(actions.PeerTell(session.number, {"op": "alive"}))
             except PathError as error:
-                reason = error.with_traceback(None)  # as in _write_both
+                reason = strip(error)
                 break
         cause = reason if isinstance(reason, PeerRefused) else session.reason or reason or "the connection was lost"
         self._engine.run(modes.lose_session(self._core, session.number, cause))
@@ -342,7 +342,7 @@ class Link:
             if self.on_stream is not None:
                 self._open_stream(session)
         except (PeerLost, PeerRefused) as error:
-            remote = error.with_traceback(None)  # which holds this frame, and so the connection, until a collection
+            remote = strip(error)
         return Outcome(local, remote)
 
     def _open_stream(self, session: Session) -> None:
