@@ -508,7 +508,7 @@ typedef struct {
   pthread_mutex_t mutex, sending;
   int has_reader;
   struct waiter *waiters;
-  long long in_flight, completed; /* requests */
+  long long in_flight, attended, completed; /* requests; attended: being sent or awaited, not written here meanwhile */
 } Stream;
 
 static void unlink_waiter(Stream *stream, struct waiter *waiter, int error) {
@@ -560,6 +560,7 @@ static void stream_send(Stream *stream, struct request *request, const void *dat
   if (waiter->next != NULL) waiter->next->at = &waiter->next;
   stream->waiters = waiter;
   stream->in_flight++;
+  stream->attended++;
   pthread_mutex_unlock(&stream->mutex);
   nbd_completion_callback answered = {.callback = note_answer, .user_data = request};
   if (nbd_aio_pwrite(stream->handle, data, length, (uint64_t)offset, answered, 0) == -1) {
@@ -569,6 +570,9 @@ static void stream_send(Stream *stream, struct request *request, const void *dat
     pthread_mutex_unlock(&stream->mutex);
   } else
     send_rest(stream);
+  pthread_mutex_lock(&stream->mutex);
+  stream->attended--;
+  pthread_mutex_unlock(&stream->mutex);
 }
 
 /* What has come, and what could not be sent before (libnbd sends nothing while an answer is half read); 1 if broken. */
@@ -586,6 +590,7 @@ static int read_answers(Stream *stream) {
 static int stream_wait(Stream *stream, struct request *request) {
   struct waiter *waiter = &request->waiter;
   pthread_mutex_lock(&stream->mutex);
+  stream->attended++;
   while (!waiter->is_done) {
     if (stream->has_reader) {
       waiter->is_waiting = 1;
@@ -603,6 +608,7 @@ static int stream_wait(Stream *stream, struct request *request) {
   struct waiter *next = stream->has_reader ? NULL : stream->waiters;
   while (next != NULL && !next->is_waiting) next = next->next; /* who does not wait yet will read when it does */
   if (next != NULL) pthread_cond_signal(&next->changed);
+  stream->attended--;
   pthread_mutex_unlock(&stream->mutex);
   pthread_cond_destroy(&waiter->changed);
   return waiter->error;
@@ -631,6 +637,7 @@ static void stream_dealloc(Stream *self) {
 
 static PyMemberDef stream_members[] = {
     {"in_flight", T_LONGLONG, offsetof(Stream, in_flight), READONLY, "requests under way"},
+    {"attended", T_LONGLONG, offsetof(Stream, attended), READONLY, "requests being sent or awaited"},
     {"completed", T_LONGLONG, offsetof(Stream, completed), READONLY, "requests answered"},
     {NULL},
 };
@@ -747,9 +754,17 @@ static int read_all(int fd, char *data, size_t length, long long offset) {
   return 0;
 }
 
-static int lane_begin(Lane *self, struct plain *plain) {
+/* `stream`: of a mirrored write, else NULL; the caller's.  Taken first: the session may end while this decides. */
+static int lane_begin(Lane *self, struct plain *plain, Stream **stream) {
+  *stream = NULL;
   if (call_acquire(self->lock)) return -1;
-  int found = begin_write(self->core, plain, self->stream ? self->session : Py_None);
+  PyObject *taken = Py_XNewRef((PyObject *)self->stream), *session = Py_NewRef(taken ? self->session : Py_None);
+  int found = begin_write(self->core, plain, session);
+  Py_DECREF(session);
+  if (found > 0 && plain->is_mirrored)
+    *stream = (Stream *)taken;
+  else
+    Py_XDECREF(taken);
   return call_release(self->lock) ? -1 : found;
 }
 
@@ -778,12 +793,12 @@ static PyObject *lane_pwrite(Lane *self, PyObject *const *args, Py_ssize_t count
   if (flags) return PyObject_Vectorcall(self->slow_write, args, 4, NULL);
   if (PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE)) return NULL;
   plain.length = view.len;
-  int found = lane_begin(self, &plain);
+  Stream *stream;
+  int found = lane_begin(self, &plain, &stream);
   if (found <= 0) {
     PyBuffer_Release(&view);
     return found < 0 ? NULL : PyObject_Vectorcall(self->slow_write, args, 4, NULL);
   }
-  Stream *stream = plain.is_mirrored ? (Stream *)Py_NewRef((PyObject *)self->stream) : NULL;
   int local_error, peer_error = 0;
   struct request request;
   Py_BEGIN_ALLOW_THREADS;

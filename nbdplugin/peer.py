@@ -228,7 +228,7 @@ class StreamConnection(Connection):
         self._completed = 0
 
     def note_moved(self, now: float) -> bool:
-        if self.stream.in_flight == 0:
+        if self.stream.attended == 0:  # what is in flight beyond that is being written here first
             self.call = None
         elif self.call is None or self._completed != self.stream.completed:
             self.call = Call(self.timeout_s)
