@@ -12,6 +12,7 @@ from nbdplugin.geometry import Span
 from nbdplugin.requests import HostWrite
 from tests.sim.base import Base
 from tests.sim.disk import CELL, PER_TRACK, A
+from tests.sim.model import Violation
 
 Then = Callable[["Exception | None"], None]
 
@@ -62,7 +63,7 @@ class Client(Base):
     def _spawn_write(self, core: Core, cells: range, then: Then = ignore, is_fua: bool | None = None) -> None:
         """`is_fua` None leaves it to chance; the chance is drawn in any case, so that seeds stay what they are."""
         rng, now = self.rng, self.machine.now
-        sessions = core.counts.sessions
+        sessions, was_read_only = core.counts.sessions, core.is_read_only
         kind = Kind.TRIM if rng.random() < 0.12 else Kind.WRITE
         is_zero = kind is Kind.TRIM or rng.random() < 0.1
         self.values += 1
@@ -74,6 +75,8 @@ class Client(Base):
             self._leave(kind.name.lower(), error)
             if error is not None and item.is_fua:
                 self.model.fail_flush()
+            if error is None and was_read_only:
+                raise Violation(f"rule 7: {kind.name.lower()} {cells} was acknowledged by a read-only volume")
             if error is None and core.session is None and sessions == core.counts.sessions:
                 self.rules.check_lineage(cells, value)
             for write, part, is_sure in writes:
@@ -83,6 +86,8 @@ class Client(Base):
                     header = core.table.header
                     if header.on_path_loss == tracks.STOP and header.committed and header.ready:
                         self.rules.check_stop(part)
+                    self.rules.check_mirrored(part)
+                    self.rules.check_kept(part, write.start)
                     if item.is_fua:
                         self.rules.check_fua(part)
                 else:

@@ -23,6 +23,7 @@ Left out, because a second line of defence holds the promise alone:
 
 from __future__ import annotations
 
+from tests.sim.lanefaults import LANE
 from tests.sim.mutation import Mutation as Mutation
 from tests.sim.mutation import apply as apply
 
@@ -691,4 +692,5 @@ MUTATIONS = (
         "header.epoch, header.doubtful, core.is_loss_untold = None, False, False",
         hint=2,
     ),
+    *LANE,
 )

@@ -30,10 +30,12 @@ class Rules:
         self.is_table_failed = False
         self._restart = 0
         self._lost: dict[tuple[int, int], int] = {}
+        self._lost_at: dict[int, int] = {}  # of A's cells
         self._saved: tuple[View, Saved] | None = None
         self._split: set[str | None] = set()  # operations of the source's header
         self._rolled_back = -1
         self.greeted = -1  # when the peer answered the last resolve
+        self._is_quiet = False  # a command has the volume for itself
 
     def check(self, now: int) -> None:
         self.now = now
@@ -43,6 +45,7 @@ class Rules:
         core = self.core
         if core is not None:
             self._check_memory(core)
+            self._check_quiet(core)
         self._check_disk()
         touched = self.stores.touched | self.model.touched
         if touched:
@@ -143,7 +146,7 @@ class Rules:
         view = self.view
         if self.local_failure > self._restart and self.is_table_failed:
             self._blind_syncs = self.stores.syncs[B]
-        self.is_table_failed = False
+        self.is_table_failed = self._is_quiet = False
         self._restart = now
         for (side, cell), value in self._lost.items():
             is_only = (side == B) == bool(view.invalid >> (cell // PER_TRACK) & 1)
@@ -197,6 +200,12 @@ class Rules:
         is_told = self.metas[B].view.header.incomplete or self.is_split()
         if core.session is not None and owed and not is_told:
             raise Violation("the destination is to be pushed to, but is not marked incomplete")
+
+    def _check_quiet(self, core: Any) -> None:
+        """Once a command has waited for the requests in flight, no other begins before it is done."""
+        if self._is_quiet and core.is_quiesced and core.in_flight:
+            raise Violation("a request is admitted while a command changes the volume")
+        self._is_quiet = core.is_quiesced and not core.in_flight
 
     def _is_memory_true(self, core: Any) -> bool:
         """Not while a change of mode is on its way to the disk, or failed there: then nothing is served."""
@@ -269,6 +278,26 @@ class Rules:
             if not self.model.is_possible(cell, there) and self._lost.get((B, cell)) != there:
                 raise Violation(f"policy stop: cell {cell} was acknowledged, the peer has {there}")
 
+    def check_mirrored(self, cells: range) -> None:
+        """An acknowledged write to tracks neither owed nor invalid is at the peer; for good if the session is over."""
+        marked = self.get_owed() | self._get_invalid(self.core)
+        for cell in () if self.is_split() or not self.core.table.header.committed else cells:
+            there = self.stores.cells[B][cell]
+            if marked >> cell // PER_TRACK & 1 or self._lost.get((B, cell)) == there:
+                continue
+            if not self.model.is_possible(cell, there):
+                raise Violation(f"rule 4: cell {cell} was acknowledged and is not owed, the peer has {there}")
+            if self.core.session is None and cell in self.stores.dirty[B]:
+                raise Violation(f"rule 4: cell {cell} was acknowledged and is not owed, and may not be durable there")
+
+    def check_kept(self, cells: range, start: float) -> None:
+        """Rule 7: a write that began at `start` and is acknowledged was not taken back by a sync that failed here."""
+        invalid = self._get_invalid(self.core)
+        for cell in cells:
+            is_taken = self._lost_at.get(cell, -1) > start and not invalid >> cell // PER_TRACK & 1
+            if is_taken and not self.model.is_possible(cell, self.stores.cells[A][cell]):
+                raise Violation(f"rule 7: cell {cell} was acknowledged after a failed sync had taken it back")
+
     def check_lineage(self, cells: range, value: int) -> None:
         """An acknowledged write that a whole peer lacks belongs, on disk, to a lineage that the peer has not."""
         view = self.metas[A].view
@@ -338,6 +367,8 @@ class Rules:
             is_reached = self.view.header.pair is not None and not self.is_split()
             is_only = (side == B) == bool(invalid >> track & 1) and (side == A or is_reached)
             self._lost[side, cell] = self.stores.cells[side][cell]
+            if side == A:
+                self._lost_at[cell] = now
             if is_only:
                 is_forgotten = side == B and self._is_blind()
                 is_excused = is_forgotten or (side == B and self.local_failure >= self.model.flushed)

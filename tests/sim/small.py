@@ -324,6 +324,8 @@ class Small(World):
             for write, part, is_sure in writes:
                 if error is None and is_sure:
                     self.model.ack(write, part, self.machine.now, self._is_there, item.is_fua)
+                    self.rules.check_mirrored(part)
+                    self.rules.check_kept(part, write.start)
                     if item.is_fua:
                         self.rules.check_fua(part)
                 else:
