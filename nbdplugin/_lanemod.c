@@ -22,6 +22,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -504,7 +505,7 @@ typedef struct {
   PyObject_HEAD
   PyObject *owner; /* the nbd.NBD that the handle belongs to */
   struct nbd_handle *handle;
-  int fd;
+  int fd, bell; /* bell: an eventfd, rung when the reader is to look for room in the socket too */
   pthread_mutex_t mutex, sending;
   int has_reader;
   struct waiter *waiters;
@@ -538,14 +539,31 @@ static int is_broken(Stream *stream) {
   return nbd_aio_is_dead(stream->handle) || nbd_aio_is_closed(stream->handle);
 }
 
+static int is_sending(Stream *stream) {
+  return (nbd_aio_get_direction(stream->handle) & LIBNBD_AIO_DIRECTION_WRITE) != 0;
+}
+
+static int has_reader(Stream *stream) {
+  pthread_mutex_lock(&stream->mutex);
+  int has = stream->has_reader;
+  pthread_mutex_unlock(&stream->mutex);
+  return has;
+}
+
+/* What the socket has no room for is the reader's to send, who may not know of it yet.  While there is none, one of
+ * those who have something to send does it, and the others go on: they will read when they wait, and answers are read
+ * however much is queued. */
 static void send_rest(Stream *stream) {
-  pthread_mutex_lock(&stream->sending);
-  while (nbd_aio_get_direction(stream->handle) & LIBNBD_AIO_DIRECTION_WRITE) {
-    struct pollfd wanted = {.fd = stream->fd, .events = POLLOUT};
-    poll(&wanted, 1, POLL_MS);
-    if (nbd_aio_notify_write(stream->handle) == -1 && is_broken(stream)) break;
+  if (!is_sending(stream)) return;
+  if (pthread_mutex_trylock(&stream->sending) == 0) {
+    while (is_sending(stream) && !has_reader(stream)) {
+      struct pollfd wanted = {.fd = stream->fd, .events = POLLOUT};
+      poll(&wanted, 1, POLL_MS);
+      if (nbd_aio_notify_write(stream->handle) == -1 && is_broken(stream)) break;
+    }
+    pthread_mutex_unlock(&stream->sending);
   }
-  pthread_mutex_unlock(&stream->sending);
+  if (is_sending(stream) && has_reader(stream)) eventfd_write(stream->bell, 1);
 }
 
 /* Without the interpreter's lock.  What fails here is told by stream_wait. */
@@ -577,12 +595,14 @@ static void stream_send(Stream *stream, struct request *request, const void *dat
 
 /* What has come, and what could not be sent before (libnbd sends nothing while an answer is half read); 1 if broken. */
 static int read_answers(Stream *stream) {
-  int is_sending = (nbd_aio_get_direction(stream->handle) & LIBNBD_AIO_DIRECTION_WRITE) != 0;
-  struct pollfd wanted = {.fd = stream->fd, .events = is_sending ? POLLIN | POLLOUT : POLLIN};
-  poll(&wanted, 1, POLL_MS);
+  struct pollfd wanted[] = {{.fd = stream->fd, .events = is_sending(stream) ? POLLIN | POLLOUT : POLLIN},
+                            {.fd = stream->bell, .events = POLLIN}};
+  poll(wanted, 2, POLL_MS);
+  eventfd_t count;
   int failed = 0;
-  if (wanted.revents & ~POLLOUT) failed = nbd_aio_notify_read(stream->handle) == -1;
-  if (wanted.revents & POLLOUT) send_rest(stream);
+  if (wanted[1].revents) eventfd_read(stream->bell, &count);
+  if (wanted[0].revents & ~POLLOUT) failed = nbd_aio_notify_read(stream->handle) == -1;
+  if (wanted[0].revents & POLLOUT) nbd_aio_notify_write(stream->handle);
   return failed && is_broken(stream);
 }
 
@@ -625,12 +645,15 @@ static int stream_init(Stream *self, PyObject *args, PyObject *kwargs) {
   if (self->handle == NULL) return -1;
   Py_XSETREF(self->owner, Py_NewRef(owner));
   self->fd = nbd_aio_get_fd(self->handle);
+  if (self->bell <= 0 && (self->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+    return PyErr_SetFromErrno(PyExc_OSError), -1;
   pthread_mutex_init(&self->mutex, NULL);
   pthread_mutex_init(&self->sending, NULL);
   return 0;
 }
 
 static void stream_dealloc(Stream *self) {
+  if (self->bell > 0) close(self->bell);
   Py_XDECREF(self->owner);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
