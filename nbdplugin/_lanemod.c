@@ -758,7 +758,8 @@ static int release_woken(PyObject *core, PyObject *engine) {
 static int write_all(int fd, const char *data, size_t length, long long offset) {
   while (length > 0) {
     ssize_t count = pwrite(fd, data, length, offset);
-    if (count < 0) return errno;
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return count < 0 ? errno : EIO;
     data += count;
     length -= (size_t)count;
     offset += count;
@@ -769,6 +770,7 @@ static int write_all(int fd, const char *data, size_t length, long long offset) 
 static int read_all(int fd, char *data, size_t length, long long offset) {
   while (length > 0) {
     ssize_t count = pread(fd, data, length, offset);
+    if (count < 0 && errno == EINTR) continue;
     if (count <= 0) return count < 0 ? errno : EIO;
     data += count;
     length -= (size_t)count;

@@ -351,7 +351,7 @@ class Link:
         assert self.on_stream is not None
         stream = session.open_stream()
         with self._engine.lock:
-            if stream is not None and self._session is session:
+            if stream is not None and self._session is session and not session.is_over.is_set():
                 self.on_stream(session.number, stream)
 
     def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:

@@ -315,8 +315,15 @@ def _conclude(core: Core, item: HostWrite, span: Span, outcome: Outcome) -> Flow
         core.table.mark_owed(span)
         yield from checkpoint.take_generation(core)
     yield from checkpoint.settle(core, span)
-    if core.table.invalid.is_any(span.first, span.count) and outcome.peer is not None:
+    if not core.table.invalid.is_any(span.first, span.count):
+        return
+    if outcome.peer is not None:
         raise StoreFailed("a sync", errno.EIO)
+    if is_paired:  # a write beside it failed here: what counts is the peer's, which has not been flushed since
+        session = core.session
+        yield from core.write_marks([span])
+        if core.session != session:
+            raise StoreFailed("a write", errno.EIO)
 
 
 def _conclude_local_failure(core: Core, span: Span, outcome: Outcome) -> Flow[None]:

@@ -5,7 +5,7 @@ Left out, because a second line of defence holds the promise alone:
 * what begin_write asks of unsettled and owed tracks, end_write asks again, and a write for which the answer is another
   then is concluded by the flows; and what holds at the beginning still holds at the end unless a sync failed, since the
   gate keeps fetches, pushes and overlapping writes out.  So each is planted at both ends at once; so is what they ask
-  of invalid tracks, although a write beside it that failed can make a track invalid meanwhile: no seed does that;
+  of invalid tracks (a write beside it that failed can make a track invalid meanwhile: see test_doubt.py);
 * a write to owed tracks goes to the peer too: the push that follows brings the same;
 * `conclude_plain` leaves the gate first: no seed shows that anybody who comes between does harm;
 * `conclude_plain` does not write again what the peer lacks: under policy stop the lane begins nothing, and a change of
