@@ -34,12 +34,11 @@ def free_port() -> int:
 _numbers = itertools.count()
 
 
-def _data_ports() -> str:
-    """A daemon's own data ports: whoever runs beside it must not take one while its volume's process is down."""
+def _find_data_port() -> int:
+    """The first of a daemon's own data ports: nobody beside it must take one while its volume's process is down."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     block = os.getppid() % 50 * 2 + worker % 2  # two workers of one run, and runs side by side
-    first = 10_000 + block * 200 + next(_numbers) % 4 * 50
-    return f"[data]\nport_first = {first}\nport_last = {first + 49}\n"
+    return 10_000 + block * 200 + next(_numbers) % 4 * 50
 
 
 class Daemon:
@@ -49,13 +48,16 @@ class Daemon:
         self.name, self.root = name, folder / name
         self.faults = folder / f"{name}-faults"
         self.faults.mkdir()
-        self.port = free_port()
+        self.port, self.data_port = free_port(), _find_data_port()
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
         settings = self.root / "etc/pathctl/pathctl.toml"
         settings.parent.mkdir(parents=True)
-        settings.write_text("[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n" + _data_ports())
+        settings.write_text(
+            "[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n"
+            f"[data]\nport_first = {self.data_port}\nport_last = {self.data_port + 49}\n"
+        )
 
     def start(self) -> Daemon:
         with self.log.open("ab") as log:

@@ -176,5 +176,5 @@ def test_the_settings_that_hold_are_told_with_their_lines(hosts: tuple[Measured,
     assert answer["file"] == str(alpha.settings)
     assert found["timeouts.retry_s"]["value"] == 0.2
     assert found["timeouts.retry_s"]["source"] == f"{answer['file']}:2"
-    assert found["data.port_first"]["source"] == "default"
+    assert found["data.link_timeout_s"]["source"] == "default"
     assert json.dumps(answer)
