@@ -49,6 +49,7 @@ STOP_ALL_LIMIT_S = 120.0
 ENDING_LIMIT_S = 10.0  # of a pathctld that is being stopped already
 LOOK_S = 0.1
 CLOSE_LIMIT_S = 5.0
+CANCEL_AGAIN_S = 15.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -184,11 +185,12 @@ async def _until_stopped(cfg: config.Config, *, serving: bool) -> None:
         await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
         if serving:
             database.record("daemon.stopped", f"pathctld {os.getpid()} ends; volumes and devices go on without it")
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            failure = await running
-            if failure is not None:
-                raise failure
+        while not running.done():  # Python 3.11's wait_for loses a cancel that comes as it ends
+            running.cancel()
+            await asyncio.wait([running], timeout=CANCEL_AGAIN_S)
+        failure = None if running.cancelled() else running.result()
+        if failure is not None:
+            raise failure
     finally:
         stopped.cancel()
         database.close()

@@ -4,11 +4,16 @@ What a test has to tell also when all is well, it records as property SAY: a wor
 """
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
 
 SAY = "say"
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test begins.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Report = pytest.TestReport | pytest.CollectReport
 
