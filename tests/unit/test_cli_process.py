@@ -179,10 +179,16 @@ def test_what_the_output_cannot_show_is_escaped(api: Api) -> None:
 # -- agreeing ---------------------------------------------------------------------------------------------
 
 
+# As a user's shell it is still there when the program has ended: with a session's first process its terminal goes, and
+# with it what was not read yet.
+SHELL = """trap : INT; "$@"; code=$?; echo ended; read -r line; exit $code"""
+ENDED = b"ended\r\n"
+
+
 def answer_on_terminal(api: Api, typed: bytes, *arguments: str) -> tuple[int, str]:
     """Exit code and what is shown, when `typed` is typed at the question."""
     leader, follower = pty.openpty()
-    command = ["setsid", "--ctty", PROGRAM, "--root", api.root, *arguments]  # so that ^C is a signal
+    command = ["setsid", "--ctty", "sh", "-c", SHELL, "sh", PROGRAM, "--root", api.root, *arguments]  # ^C is a signal
     process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
@@ -191,10 +197,12 @@ def answer_on_terminal(api: Api, typed: bytes, *arguments: str) -> tuple[int, st
             shown += piece
             if shown.endswith(b"Go on? [y/N]: "):
                 os.write(leader, typed)
+            if shown.endswith(ENDED):
+                os.write(leader, b"\n")
     except OSError:  # EIO: the other end has closed
         pass
     os.close(leader)
-    return process.wait(LIMIT_S), shown.decode()
+    return process.wait(LIMIT_S), shown.partition(ENDED)[0].decode()
 
 
 @pytest.mark.parametrize(
