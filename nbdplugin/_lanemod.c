@@ -140,19 +140,57 @@ static int call_acquire(PyObject *lock) {
   return done == NULL ? -1 : 0;
 }
 
-/* stats.Histogram.note */
-static int note_time(PyObject *histogram, PyObject *counts, double elapsed_s) {
+/* What both lanes have: their owner's engine, the store, and for reads and writes each the Python callback and its times. */
+enum { READ, WRITE };
+struct border {
+  PyObject *engine, *lock, *slow[2], *times[2], *counts[2];
+  int fd;
+};
+
+/* From (engine, fd, read's histogram, write's, read's callback, write's); the border was empty. */
+static int set_border(struct border *border, PyObject *from) {
+  if (!PyArg_ParseTuple(from, "OiOOOO", &border->engine, &border->fd, &border->times[READ], &border->times[WRITE],
+                        &border->slow[READ], &border->slow[WRITE])) {
+    memset(border, 0, sizeof *border);
+    return -1;
+  }
+  Py_INCREF(border->engine);
+  border->lock = PyObject_GetAttr(border->engine, n_lock);
+  int failed = border->lock == NULL;
+  for (int kind = READ; kind <= WRITE; kind++) {
+    Py_INCREF(border->times[kind]);
+    Py_INCREF(border->slow[kind]);
+    border->counts[kind] = failed ? NULL : PyObject_GetAttr(border->times[kind], n_counts);
+    failed |= border->counts[kind] == NULL;
+  }
+  return failed ? -1 : 0;
+}
+
+static void clear_border(struct border *border) {
+  Py_CLEAR(border->engine);
+  Py_CLEAR(border->lock);
+  for (int kind = READ; kind <= WRITE; kind++) {
+    Py_CLEAR(border->slow[kind]);
+    Py_CLEAR(border->times[kind]);
+    Py_CLEAR(border->counts[kind]);
+  }
+}
+
+/* stats.Histogram.note; result: what nbdkit is given. */
+static PyObject *note_time(struct border *border, int kind, double start) {
+  double elapsed_s = get_time() - start;
   Py_ssize_t at = 0;
   while (at < bound_count && bound_s[at] < elapsed_s) at++;
+  PyObject *counts = border->counts[kind];
   PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GET_ITEM(counts, at)) + 1);
-  if (number == NULL || PyList_SetItem(counts, at, number)) return -1;
-  PyObject *sum = PyObject_GetAttr(histogram, n_sum_s);
-  if (sum == NULL) return -1;
+  if (number == NULL || PyList_SetItem(counts, at, number)) return NULL;
+  PyObject *sum = PyObject_GetAttr(border->times[kind], n_sum_s);
+  if (sum == NULL) return NULL;
   PyObject *added = PyFloat_FromDouble(PyFloat_AsDouble(sum) + elapsed_s);
   Py_DECREF(sum);
-  int failed = added == NULL || PyObject_SetAttr(histogram, n_sum_s, added);
+  int failed = added == NULL || PyObject_SetAttr(border->times[kind], n_sum_s, added);
   Py_XDECREF(added);
-  return failed ? -1 : 0;
+  return failed ? NULL : Py_NewRef(Py_None);
 }
 
 static int pin_thread(PyObject *handle) {
@@ -680,56 +718,34 @@ static PyTypeObject stream_type = {
 
 typedef struct {
   PyObject_HEAD
-  PyObject *core, *engine, *lock, *slow_read, *slow_write, *conclude;
-  PyObject *read_times, *write_times, *read_counts, *write_counts;
+  struct border border;
+  PyObject *core, *conclude;
   PyObject *session; /* of the stream */
   Stream *stream;    /* NULL: mirrored writes are not plain */
-  int fd, is_nowait;
+  int is_nowait;
 } Lane;
 
-static int lane_clear(Lane *self) {
+static void lane_dealloc(Lane *self) {
+  clear_border(&self->border);
   Py_CLEAR(self->core);
-  Py_CLEAR(self->engine);
-  Py_CLEAR(self->lock);
-  Py_CLEAR(self->slow_read);
-  Py_CLEAR(self->slow_write);
   Py_CLEAR(self->conclude);
-  Py_CLEAR(self->read_times);
-  Py_CLEAR(self->write_times);
-  Py_CLEAR(self->read_counts);
-  Py_CLEAR(self->write_counts);
   Py_CLEAR(self->session);
   Py_CLEAR(self->stream);
-  return 0;
-}
-
-static void lane_dealloc(Lane *self) {
-  lane_clear(self);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static int lane_init(Lane *self, PyObject *args, PyObject *kwargs) {
-  static char *words[] = {"core", "engine", "fd", "read_times", "write_times", "slow_read", "slow_write", "conclude", NULL};
-  PyObject *core, *engine, *read_times, *write_times, *slow_read, *slow_write, *conclude;
-  int fd;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiOOOOO", words, &core, &engine, &fd, &read_times, &write_times,
-                                   &slow_read, &slow_write, &conclude))
-    return -1;
-  lane_clear(self);
+static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+  static char *words[] = {"border", "core", "conclude", NULL};
+  PyObject *border, *core, *conclude;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO", words, &PyTuple_Type, &border, &core, &conclude)) return NULL;
+  Lane *self = (Lane *)type->tp_alloc(type, 0);
+  if (self == NULL) return NULL;
   self->core = Py_NewRef(core);
-  self->engine = Py_NewRef(engine);
-  self->slow_read = Py_NewRef(slow_read);
-  self->slow_write = Py_NewRef(slow_write);
   self->conclude = Py_NewRef(conclude);
-  self->read_times = Py_NewRef(read_times);
-  self->write_times = Py_NewRef(write_times);
   self->session = Py_NewRef(Py_None);
-  self->fd = fd;
   self->is_nowait = 1;
-  self->lock = PyObject_GetAttr(engine, n_lock);
-  self->read_counts = PyObject_GetAttrString(read_times, "counts");
-  self->write_counts = PyObject_GetAttrString(write_times, "counts");
-  return self->lock == NULL || self->read_counts == NULL || self->write_counts == NULL ? -1 : 0;
+  if (set_border(&self->border, border)) Py_CLEAR(self);
+  return (PyObject *)self;
 }
 
 static PyObject *lane_set_stream(Lane *self, PyObject *args) {
@@ -782,7 +798,7 @@ static int read_all(int fd, char *data, size_t length, long long offset) {
 /* `stream`: of a mirrored write, else NULL; the caller's.  Taken first: the session may end while this decides. */
 static int lane_begin(Lane *self, struct plain *plain, Stream **stream) {
   *stream = NULL;
-  if (call_acquire(self->lock)) return -1;
+  if (call_acquire(self->border.lock)) return -1;
   PyObject *taken = Py_XNewRef((PyObject *)self->stream), *session = Py_NewRef(taken ? self->session : Py_None);
   int found = begin_write(self->core, plain, session);
   Py_DECREF(session);
@@ -790,21 +806,21 @@ static int lane_begin(Lane *self, struct plain *plain, Stream **stream) {
     *stream = (Stream *)taken;
   else
     Py_XDECREF(taken);
-  return call_release(self->lock) ? -1 : found;
+  return call_release(self->border.lock) ? -1 : found;
 }
 
 static int lane_end(Lane *self, struct plain *plain) {
-  if (call_acquire(self->lock)) return -1;
+  if (call_acquire(self->border.lock)) return -1;
   int found = end_write(self->core, plain);
   if (found > 0) {
-    must(release_woken(self->core, self->engine));
+    must(release_woken(self->core, self->border.engine));
     PyObject *table = PyObject_GetAttr(self->core, n_table), *header;
     must(table == NULL || (header = PyObject_GetAttr(table, n_header)) == NULL);
     must(set_int(header, n_last_write, (long long)time(NULL)));
     Py_DECREF(table);
     Py_DECREF(header);
   }
-  return call_release(self->lock) ? -1 : found;
+  return call_release(self->border.lock) ? -1 : found;
 }
 
 /* nbdkit's pwrite(handle, buf, offset, flags) */
@@ -815,35 +831,36 @@ static PyObject *lane_pwrite(Lane *self, PyObject *const *args, Py_ssize_t count
   struct plain plain = {.offset = PyLong_AsLongLong(args[2])};
   Py_buffer view;
   if (PyErr_Occurred() || pin_thread(args[0])) return NULL;
-  if (flags) return PyObject_Vectorcall(self->slow_write, args, 4, NULL);
+  if (flags) return PyObject_Vectorcall(self->border.slow[WRITE], args, 4, NULL);
   if (PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE)) return NULL;
   plain.length = view.len;
   Stream *stream;
   int found = lane_begin(self, &plain, &stream);
   if (found <= 0) {
     PyBuffer_Release(&view);
-    return found < 0 ? NULL : PyObject_Vectorcall(self->slow_write, args, 4, NULL);
+    return found < 0 ? NULL : PyObject_Vectorcall(self->border.slow[WRITE], args, 4, NULL);
   }
   int local_error, peer_error = 0;
   struct request request;
   Py_BEGIN_ALLOW_THREADS;
   if (stream != NULL) stream_send(stream, &request, view.buf, (size_t)view.len, plain.offset);
-  local_error = write_all(self->fd, view.buf, (size_t)view.len, plain.offset);
+  local_error = write_all(self->border.fd, view.buf, (size_t)view.len, plain.offset);
   if (stream != NULL) peer_error = stream_wait(stream, &request);
   Py_END_ALLOW_THREADS;
   PyBuffer_Release(&view);
   int is_lost = stream != NULL && peer_error && (is_broken(stream) || peer_error == ESHUTDOWN);
   Py_XDECREF((PyObject *)stream);
   found = local_error || peer_error ? 0 : lane_end(self, &plain);
+  must(found < 0);
   PyObject *result = NULL;
   if (found > 0) {
-    if (note_time(self->write_times, self->write_counts, get_time() - start) == 0) result = Py_NewRef(Py_None);
-  } else if (found == 0) {
+    result = note_time(&self->border, WRITE, start);
+  } else {
     PyObject *pass = make_pass(&plain);
-    if (pass != NULL)
-      result = PyObject_CallFunction(self->conclude, "OOOOiiid", args[0], args[1], args[2], pass, local_error,
-                                     peer_error, is_lost, get_time() - start);
-    Py_XDECREF(pass);
+    must(pass == NULL);
+    result = PyObject_CallFunction(self->conclude, "OOOOiiid", args[0], args[1], args[2], pass, local_error,
+                                   peer_error, is_lost, get_time() - start);
+    Py_DECREF(pass);
   }
   clear_plain(&plain);
   return result;
@@ -862,30 +879,30 @@ static int may_read(Lane *self, struct plain *plain, int enter) {
   return 1;
 }
 
-static int note_read(Lane *self, long long length, double start) {
+static PyObject *note_read(Lane *self, long long length, double start) {
   PyObject *counts = PyObject_GetAttr(self->core, n_counts);
-  if (counts == NULL) return -1;
+  if (counts == NULL) return NULL;
   int failed = add_int(counts, n_read_bytes, length);
   Py_DECREF(counts);
-  return failed ? -1 : note_time(self->read_times, self->read_counts, get_time() - start);
+  return failed ? NULL : note_time(&self->border, READ, start);
 }
 
 /* With the interpreter's lock free; 1 if the data is good, 0 if the flows are to read. */
 static int read_in_flight(Lane *self, struct plain *plain, Py_buffer *view) {
-  if (call_acquire(self->lock)) return -1;
+  if (call_acquire(self->border.lock)) return -1;
   int found = may_read(self, plain, 1);
-  if (call_release(self->lock)) return -1;
+  if (call_release(self->border.lock)) return -1;
   if (found <= 0) return found;
   int error;
   Py_BEGIN_ALLOW_THREADS;
-  error = read_all(self->fd, view->buf, (size_t)view->len, plain->offset);
+  error = read_all(self->border.fd, view->buf, (size_t)view->len, plain->offset);
   Py_END_ALLOW_THREADS;
-  if (call_acquire(self->lock)) return -1;
+  if (call_acquire(self->border.lock)) return -1;
   long long distrusts;
   must(get_int(self->core, n_distrusts, &distrusts));
   leave(self->core);
-  must(release_woken(self->core, self->engine));
-  if (call_release(self->lock)) return -1;
+  must(release_woken(self->core, self->border.engine));
+  if (call_release(self->border.lock)) return -1;
   return !error && distrusts == plain->distrusts; /* else a failed sync may have dropped what was written */
 }
 
@@ -900,7 +917,7 @@ static PyObject *lane_pread(Lane *self, PyObject *const *args, Py_ssize_t count)
   int found = may_read(self, &plain, 0), is_done = 0;
   if (found > 0 && self->is_nowait && view.len <= NOWAIT_MOST) {
     struct iovec part = {.iov_base = view.buf, .iov_len = (size_t)view.len};
-    ssize_t got = preadv2(self->fd, &part, 1, plain.offset, RWF_NOWAIT);
+    ssize_t got = preadv2(self->border.fd, &part, 1, plain.offset, RWF_NOWAIT);
     is_done = got == view.len;
     if (got < 0 && (errno == EOPNOTSUPP || errno == ENOSYS)) self->is_nowait = 0;
   }
@@ -910,8 +927,8 @@ static PyObject *lane_pread(Lane *self, PyObject *const *args, Py_ssize_t count)
   }
   PyBuffer_Release(&view);
   if (found < 0) return NULL;
-  if (!is_done) return PyObject_Vectorcall(self->slow_read, args, 4, NULL);
-  return note_read(self, plain.length, start) ? NULL : Py_NewRef(Py_None);
+  if (!is_done) return PyObject_Vectorcall(self->border.slow[READ], args, 4, NULL);
+  return note_read(self, plain.length, start);
 }
 
 static PyMethodDef lane_methods[] = {
@@ -926,8 +943,7 @@ static PyTypeObject lane_type = {
     .tp_doc = "The host's plain reads and writes of one volume.",
     .tp_basicsize = sizeof(Lane),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)lane_init,
+    .tp_new = lane_new,
     .tp_dealloc = (destructor)lane_dealloc,
     .tp_methods = lane_methods,
 };
@@ -936,35 +952,36 @@ static PyTypeObject lane_type = {
 
 typedef struct {
   PyObject_HEAD
-  PyObject *owner, *target, *engine, *lock, *header, *export_type, *slow_read, *slow_write;
-  PyObject *read_times, *write_times, *read_counts, *write_counts;
+  struct border border;
+  PyObject *owner, *target, *header, *export_type;
   long long track_size;
-  int fd;
 } TargetLane;
 
 static void target_dealloc(TargetLane *self) {
-  PyObject **held[] = {&self->owner,      &self->target,      &self->engine,      &self->lock,
-                       &self->header,     &self->export_type, &self->slow_read,   &self->slow_write,
-                       &self->read_times, &self->write_times, &self->read_counts, &self->write_counts};
-  for (size_t at = 0; at < sizeof held / sizeof *held; at++) Py_CLEAR(*held[at]);
+  clear_border(&self->border);
+  Py_CLEAR(self->owner);
+  Py_CLEAR(self->target);
+  Py_CLEAR(self->header);
+  Py_CLEAR(self->export_type);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static int target_init(TargetLane *self, PyObject *args, PyObject *kwargs) {
-  static char *words[] = {"owner",      "target",      "engine",    "header",     "track_size", "fd",
-                          "read_times", "write_times", "slow_read", "slow_write", "export_type", NULL};
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOLiOOOOO", words, &self->owner, &self->target, &self->engine,
-                                   &self->header, &self->track_size, &self->fd, &self->read_times, &self->write_times,
-                                   &self->slow_read, &self->slow_write, &self->export_type)) {
-    return -1;
-  }
-  PyObject *held[] = {self->owner,       self->target,    self->engine,     self->header,     self->read_times,
-                      self->write_times, self->slow_read, self->slow_write, self->export_type};
-  for (size_t at = 0; at < sizeof held / sizeof *held; at++) Py_INCREF(held[at]);
-  self->lock = PyObject_GetAttr(self->engine, n_lock);
-  self->read_counts = PyObject_GetAttrString(self->read_times, "counts");
-  self->write_counts = PyObject_GetAttrString(self->write_times, "counts");
-  return self->lock == NULL || self->read_counts == NULL || self->write_counts == NULL ? -1 : 0;
+static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+  static char *words[] = {"border", "owner", "target", "header", "track_size", "export_type", NULL};
+  PyObject *border, *owner, *target, *header, *export_type;
+  long long track_size;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOOLO", words, &PyTuple_Type, &border, &owner, &target, &header,
+                                   &track_size, &export_type))
+    return NULL;
+  TargetLane *self = (TargetLane *)type->tp_alloc(type, 0);
+  if (self == NULL) return NULL;
+  self->owner = Py_NewRef(owner);
+  self->target = Py_NewRef(target);
+  self->header = Py_NewRef(header);
+  self->export_type = Py_NewRef(export_type);
+  self->track_size = track_size;
+  if (set_border(&self->border, border)) Py_CLEAR(self);
+  return (PyObject *)self;
 }
 
 /* service.PeerService.hear, while nothing is unusual about it. */
@@ -1001,7 +1018,7 @@ static int target_enter(TargetLane *self, PyObject *export, PyObject *session, P
 static int target_leave(TargetLane *self, PyObject *session) {
   PyObject *done = PyObject_CallMethodOneArg(self->target, n_leave, session);
   Py_XDECREF(done);
-  return done == NULL || release_woken(self->target, self->engine) ? -1 : 0;
+  return done == NULL || release_woken(self->target, self->border.engine) ? -1 : 0;
 }
 
 static int count_write(TargetLane *self, PyObject *export, long long length) {
@@ -1039,9 +1056,9 @@ static int begin_turn(TargetLane *self, PyObject *handle, int is_write, double n
   if (turn->session == NULL || turn->pair == NULL) return -1;
   int found = hear(self, now);
   if (found <= 0) return found;
-  if (call_acquire(self->lock)) return -1;
+  if (call_acquire(self->border.lock)) return -1;
   found = target_enter(self, turn->export, turn->session, turn->pair, is_write);
-  return call_release(self->lock) ? -1 : found;
+  return call_release(self->border.lock) ? -1 : found;
 }
 
 /* nbdkit's pread and pwrite.  What fails here is tried again by Python, which tells of it. */
@@ -1049,7 +1066,7 @@ static PyObject *target_serve(TargetLane *self, PyObject *const *args, int is_wr
   double start = get_time();
   long long offset = PyLong_AsLongLong(args[2]);
   long flags = PyLong_AsLong(args[3]);
-  PyObject *slow = is_write ? self->slow_write : self->slow_read;
+  PyObject *slow = self->border.slow[is_write ? WRITE : READ];
   struct turn turn = {NULL, NULL, NULL};
   Py_buffer view;
   if (PyErr_Occurred() || pin_thread(args[0])) return NULL;
@@ -1058,22 +1075,20 @@ static PyObject *target_serve(TargetLane *self, PyObject *const *args, int is_wr
   int found = begin_turn(self, args[0], is_write, start, &turn), error = 0;
   if (found > 0) {
     Py_BEGIN_ALLOW_THREADS;
-    error = is_write ? write_all(self->fd, view.buf, (size_t)view.len, offset)
-                     : read_all(self->fd, view.buf, (size_t)view.len, offset);
+    error = is_write ? write_all(self->border.fd, view.buf, (size_t)view.len, offset)
+                     : read_all(self->border.fd, view.buf, (size_t)view.len, offset);
     Py_END_ALLOW_THREADS;
-    int failed = call_acquire(self->lock);
+    int failed = call_acquire(self->border.lock);
     if (!failed && !error)
       failed = is_write ? count_write(self, turn.export, view.len) : count_read(self, turn.export, offset, view.len);
     must(failed || target_leave(self, turn.session));
-    must(call_release(self->lock));
+    must(call_release(self->border.lock));
   }
   PyBuffer_Release(&view);
   end_turn(&turn);
   if (found < 0) return NULL;
   if (found == 0 || error) return PyObject_Vectorcall(slow, args, 4, NULL);
-  int failed = note_time(is_write ? self->write_times : self->read_times,
-                         is_write ? self->write_counts : self->read_counts, get_time() - start);
-  return failed ? NULL : Py_NewRef(Py_None);
+  return note_time(&self->border, is_write ? WRITE : READ, start);
 }
 
 static PyObject *target_pread(TargetLane *self, PyObject *const *args, Py_ssize_t count) {
@@ -1097,8 +1112,7 @@ static PyTypeObject target_type = {
     .tp_doc = "The destination's plain reads and writes of one volume.",
     .tp_basicsize = sizeof(TargetLane),
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)target_init,
+    .tp_new = target_new,
     .tp_dealloc = (destructor)target_dealloc,
     .tp_methods = target_methods,
 };

@@ -139,25 +139,14 @@ def _take_lane(found: service.HostService | service.PeerService) -> None:
     if not lane.set_up_compiled():
         return
     found.is_compiled = True
+    border = (found.engine, found.store.get_fd(), found.stats.read, found.stats.write, pread, pwrite)
     if isinstance(found, service.HostService):
-        times = found.stats.read, found.stats.write
-        made = lane.compiled.Lane(found.core, found.engine, found.store.get_fd(), *times, pread, pwrite, _conclude)
+        made = lane.compiled.Lane(border, found.core, _conclude)
         found.link.on_stream = made.set_stream
     else:
-        header, geometry = found.target.table.header, found.target.table.geometry
-        made = lane.compiled.TargetLane(
-            owner=found,
-            target=found.target,
-            engine=found.engine,
-            header=header,
-            track_size=geometry.track_size,
-            fd=found.store.get_fd(),
-            read_times=found.stats.read,
-            write_times=found.stats.write,
-            slow_read=pread,
-            slow_write=pwrite,
-            export_type=service.DataExport,
-        )
+        table = found.target.table
+        track_size = table.geometry.track_size
+        made = lane.compiled.TargetLane(border, found, found.target, table.header, track_size, service.DataExport)
     globals().update(pread=made.pread, pwrite=made.pwrite)
 
 
@@ -170,7 +159,7 @@ def _conclude(
     assert isinstance(export, service.HostExport)
     error: PeerLost | PeerRefused | None = None if plain.is_mirrored else PeerLost("not sent")
     if number:
-        error = peer.explain_answer(number, is_lost, waited_s, _process.params.link_timeout_s)
+        error = peer.explain_answer(number, is_lost, waited_s, _process.service.params.link_timeout_s)
     try:
         export.conclude(buf, plain, local, error)
     except Exception as failure:

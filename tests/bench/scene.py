@@ -15,7 +15,7 @@ from typing import Any
 
 import nbd
 import psutil
-from live.daemons import Daemon, enrol, nbdkits
+from live.daemons import Daemon, nbdkits, running
 from waiting import wait_until
 
 BIN = Path(sys.executable).parent
@@ -27,16 +27,8 @@ COMMAND_LIMIT_S = 120
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Daemon, Daemon]]:
     """alpha and beta, enrolled with each other; everything that was started is ended."""
-    alpha, beta = (_daemon(folder, name) for name in FIRST_PORTS)
-    try:
-        alpha.start()
-        beta.start()
-        enrol(alpha, beta)
-        yield alpha, beta
-    finally:
-        alpha.stop_all()
-        beta.stop_all()
-        assert not nbdkits(folder), f"nbdkit processes of {folder} are left behind"
+    with running(*(_daemon(folder, name) for name in FIRST_PORTS)) as hosts:
+        yield hosts
 
 
 def _daemon(folder: Path, name: str) -> Daemon:
