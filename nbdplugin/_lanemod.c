@@ -19,6 +19,7 @@
 
 #include <errno.h>
 #include <libnbd.h>
+#include <nbdkit-filter.h>
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
@@ -27,10 +28,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define VERSION 1
+#define VERSION 2
 #define NOWAIT_MOST (32 << 10) /* bytes read from the page cache while the interpreter's lock is held */
 #define POLL_MS 1000 /* the session's watchdog shuts a socket that is silent for too long */
 #define HEARD_SPARE_S 1.0
+#define FLIES 128 /* writes in flight without the interpreter's lock */
+#define HELD 64 /* of the gate's ranges that the flows hold or wait for */
+#define SLOTS (1 << 16) /* a power of two */
+#define TOUCHED 1024
+#define SENT 4096
 
 #define NAMES(X)                                                                                                       \
   X(is_quiesced) X(is_read_only) X(table) X(header) X(session) X(distrusts) X(in_flight) X(extents) X(gate)            \
@@ -39,7 +45,7 @@
   X(peer_generation) X(last_write) X(_bytes) X(_flip) X(_tickets) X(read_bytes) X(write_bytes) X(mirrored_bytes)       \
   X(note_sent) X(leave) X(wake) X(idle) X(lock) X(acquire) X(release) X(release_woken) X(pins) X(pin) X(sum_s)         \
   X(export) X(_session) X(_pair) X(_heard_at) X(is_open) X(failed) X(running) X(waiters) X(written_bytes)              \
-  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target)
+  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target) X(size)
 #define DECLARE(name) static PyObject *n_##name;
 NAMES(DECLARE)
 
@@ -49,7 +55,8 @@ static Py_ssize_t use_in_flight, use_idle;
 static PyObject *word_stop;
 static long long tracks_per_page, span_most, unflushed_most;
 static PyObject *bounds; /* of stats' histograms, a tuple of seconds */
-static double bound_s[64];
+#define BOUNDS 64
+static double bound_s[BOUNDS];
 static Py_ssize_t bound_count;
 static __thread int is_pinned;
 
@@ -122,45 +129,47 @@ static double get_time(void) {
   return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* An exception that is set stays. */
-static int call_release(PyObject *lock) {
-  PyObject *type, *value, *trace;
-  PyErr_Fetch(&type, &value, &trace);
-  PyObject *done = PyObject_CallMethodNoArgs(lock, n_release);
-  if (done == NULL) return -1;
-  Py_DECREF(done);
-  PyErr_Restore(type, value, trace);
-  return 0;
-}
-
-/* As threading.Lock: waits without the interpreter's lock. */
-static int call_acquire(PyObject *lock) {
-  PyObject *done = PyObject_CallMethodNoArgs(lock, n_acquire);
-  Py_XDECREF(done);
-  return done == NULL ? -1 : 0;
-}
-
-/* What both lanes have: their owner's engine, the store, and for reads and writes each the Python callback and its times. */
+/* What both lanes have: their owner's engine, the store, and for reads and writes each the Python callback and its times.
+ *
+ * The mutex is the engine's lock: the lane takes its place there.  Who takes it from Python finds in the Python objects
+ * what requests did without the interpreter's lock meanwhile (come_in), and what he changes is known to such requests
+ * from when he gives it back (go_out).  So the objects are exact whenever the lock is held, and the state in C
+ * whenever it is not held by Python.  Lock order: the mutex, then the interpreter's lock. */
 enum { READ, WRITE };
 struct border {
-  PyObject *engine, *lock, *slow[2], *times[2], *counts[2];
+  PyObject *engine, *slow[2], *times[2], *counts[2];
   int fd;
+  pthread_mutex_t mutex;
+  void (*come_in)(PyObject *), (*go_out)(PyObject *);
+  long long fresh_counts[2][BOUNDS + 1]; /* of `times`, not added there yet */
+  double fresh_sum_s[2];
+  int is_fresh;
 };
 
+typedef struct {
+  PyObject_HEAD
+  struct border border;
+} Guarded;
+
 /* From (engine, fd, read's histogram, write's, read's callback, write's); the border was empty. */
-static int set_border(struct border *border, PyObject *from) {
+static int set_border(struct border *border, PyObject *from, void (*come_in)(PyObject *), void (*go_out)(PyObject *)) {
   if (!PyArg_ParseTuple(from, "OiOOOO", &border->engine, &border->fd, &border->times[READ], &border->times[WRITE],
                         &border->slow[READ], &border->slow[WRITE])) {
     memset(border, 0, sizeof *border);
     return -1;
   }
+  pthread_mutexattr_t kind;
+  pthread_mutexattr_init(&kind);
+  pthread_mutexattr_settype(&kind, PTHREAD_MUTEX_ADAPTIVE_NP);
+  pthread_mutex_init(&border->mutex, &kind);
+  border->come_in = come_in;
+  border->go_out = go_out;
   Py_INCREF(border->engine);
-  border->lock = PyObject_GetAttr(border->engine, n_lock);
-  int failed = border->lock == NULL;
+  int failed = 0;
   for (int kind = READ; kind <= WRITE; kind++) {
     Py_INCREF(border->times[kind]);
     Py_INCREF(border->slow[kind]);
-    border->counts[kind] = failed ? NULL : PyObject_GetAttr(border->times[kind], n_counts);
+    border->counts[kind] = PyObject_GetAttr(border->times[kind], n_counts);
     failed |= border->counts[kind] == NULL;
   }
   return failed ? -1 : 0;
@@ -168,7 +177,6 @@ static int set_border(struct border *border, PyObject *from) {
 
 static void clear_border(struct border *border) {
   Py_CLEAR(border->engine);
-  Py_CLEAR(border->lock);
   for (int kind = READ; kind <= WRITE; kind++) {
     Py_CLEAR(border->slow[kind]);
     Py_CLEAR(border->times[kind]);
@@ -176,21 +184,84 @@ static void clear_border(struct border *border) {
   }
 }
 
+/* As threading.Lock: waits without the interpreter's lock. */
+static void take_lock(void *guarded) {
+  Guarded *self = guarded;
+  if (pthread_mutex_trylock(&self->border.mutex)) {
+    Py_BEGIN_ALLOW_THREADS;
+    pthread_mutex_lock(&self->border.mutex);
+    Py_END_ALLOW_THREADS;
+  }
+  self->border.come_in((PyObject *)self);
+}
+
+/* An exception that is set stays. */
+static void give_lock(void *guarded) {
+  Guarded *self = guarded;
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  self->border.go_out((PyObject *)self);
+  PyErr_Restore(type, value, trace);
+  pthread_mutex_unlock(&self->border.mutex);
+}
+
+static PyObject *guarded_acquire(PyObject *self, PyObject *_) {
+  take_lock(self);
+  Py_RETURN_TRUE;
+}
+
+static PyObject *guarded_release(PyObject *self, PyObject *_) {
+  give_lock(self);
+  Py_RETURN_NONE;
+}
+
+#define LOCK_METHODS                                                                                                   \
+  {"acquire", guarded_acquire, METH_NOARGS, "As of threading.Lock, without a limit."},                                 \
+      {"release", guarded_release, METH_NOARGS, "As of threading.Lock."},                                              \
+      {"__enter__", guarded_acquire, METH_NOARGS, NULL}, {"__exit__", guarded_release, METH_VARARGS, NULL}
+
+static Py_ssize_t find_bucket(double elapsed_s) {
+  Py_ssize_t at = 0;
+  while (at < bound_count && bound_s[at] < elapsed_s) at++;
+  return at;
+}
+
+/* stats.Histogram.note; the mutex is held. */
+static void note_fresh_time(struct border *border, int kind, double elapsed_s) {
+  border->fresh_counts[kind][find_bucket(elapsed_s)]++;
+  border->fresh_sum_s[kind] += elapsed_s;
+  border->is_fresh = 1;
+}
+
+static void add_time(struct border *border, int kind, Py_ssize_t at, long long number, double sum_s) {
+  PyObject *counts = border->counts[kind];
+  PyObject *count = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GET_ITEM(counts, at)) + number);
+  must(count == NULL || PyList_SetItem(counts, at, count));
+  PyObject *sum = PyObject_GetAttr(border->times[kind], n_sum_s);
+  must(sum == NULL);
+  PyObject *added = PyFloat_FromDouble(PyFloat_AsDouble(sum) + sum_s);
+  Py_DECREF(sum);
+  must(added == NULL || PyObject_SetAttr(border->times[kind], n_sum_s, added));
+  Py_DECREF(added);
+}
+
+static void pour_times(struct border *border) {
+  if (!border->is_fresh) return;
+  for (int kind = READ; kind <= WRITE; kind++)
+    for (Py_ssize_t at = 0; at <= bound_count; at++)
+      if (border->fresh_counts[kind][at]) {
+        add_time(border, kind, at, border->fresh_counts[kind][at], border->fresh_sum_s[kind]);
+        border->fresh_counts[kind][at] = 0;
+        border->fresh_sum_s[kind] = 0;
+      }
+  border->is_fresh = 0;
+}
+
 /* stats.Histogram.note; result: what nbdkit is given. */
 static PyObject *note_time(struct border *border, int kind, double start) {
   double elapsed_s = get_time() - start;
-  Py_ssize_t at = 0;
-  while (at < bound_count && bound_s[at] < elapsed_s) at++;
-  PyObject *counts = border->counts[kind];
-  PyObject *number = PyLong_FromLongLong(PyLong_AsLongLong(PyList_GET_ITEM(counts, at)) + 1);
-  if (number == NULL || PyList_SetItem(counts, at, number)) return NULL;
-  PyObject *sum = PyObject_GetAttr(border->times[kind], n_sum_s);
-  if (sum == NULL) return NULL;
-  PyObject *added = PyFloat_FromDouble(PyFloat_AsDouble(sum) + elapsed_s);
-  Py_DECREF(sum);
-  int failed = added == NULL || PyObject_SetAttr(border->times[kind], n_sum_s, added);
-  Py_XDECREF(added);
-  return failed ? NULL : Py_NewRef(Py_None);
+  add_time(border, kind, find_bucket(elapsed_s), 1, elapsed_s);
+  Py_RETURN_NONE;
 }
 
 static int pin_thread(PyObject *handle) {
@@ -208,7 +279,15 @@ static int pin_thread(PyObject *handle) {
 
 enum { NONE, ALL, SOME };
 
-/* Which of the run's bits are set in a bitmap.Bitmap: NONE, ALL, SOME; -1 with an exception. */
+/* Which of the run's bits are set in the memory of a bitmap.Bitmap: NONE, ALL, SOME; -1: beyond its end. */
+static int look_at_memory(const unsigned char *byte, Py_ssize_t length, int flip, long long first, long long count) {
+  long long set = 0;
+  if (first < 0 || (first + count + 7) / 8 > length) return -1;
+  for (long long bit = first; bit < first + count; bit++) set += ((byte[bit >> 3] >> (bit & 7)) & 1) != flip;
+  return set == 0 ? NONE : set == count ? ALL : SOME;
+}
+
+/* The same of the object; -1 with an exception. */
 static int look_at_bits(PyObject *bitmap, long long first, long long count) {
   PyObject *bytes = PyObject_GetAttr(bitmap, n__bytes);
   int flip = get_bool(bitmap, n__flip);
@@ -217,17 +296,11 @@ static int look_at_bits(PyObject *bitmap, long long first, long long count) {
     Py_XDECREF(bytes);
     return -1;
   }
-  long long set = 0;
-  int is_inside = first >= 0 && (first + count + 7) / 8 <= view.len;
-  const unsigned char *byte = view.buf;
-  for (long long bit = first; is_inside && bit < first + count; bit++) set += ((byte[bit >> 3] >> (bit & 7)) & 1) != flip;
+  int found = look_at_memory(view.buf, view.len, flip, first, count);
   PyBuffer_Release(&view);
   Py_DECREF(bytes);
-  if (!is_inside) {
-    PyErr_SetString(PyExc_IndexError, "tracks beyond the end of the volume");
-    return -1;
-  }
-  return set == 0 ? NONE : set == count ? ALL : SOME;
+  if (found < 0) PyErr_SetString(PyExc_IndexError, "tracks beyond the end of the volume");
+  return found;
 }
 
 static int look(PyObject *table, PyObject *name, long long first, long long count) {
@@ -272,6 +345,7 @@ static int is_settled(PyObject *table, long long first, long long count) {
     for (long long track = first; found == 0 && PyDict_Size(pages) > 0 && track < first + count;) {
       long long page = track / tracks_per_page, low = track % tracks_per_page;
       long long part = first + count - track < tracks_per_page - low ? first + count - track : tracks_per_page - low;
+      if (part > 64) part = 64;
       found = is_page_invalid(pages, page, low, part);
       track += part;
     }
@@ -521,6 +595,14 @@ static int end_write(PyObject *core, const struct plain *plain) {
   return 1;
 }
 
+static void note_last_write(PyObject *core) {
+  PyObject *table = PyObject_GetAttr(core, n_table), *header;
+  must(table == NULL || (header = PyObject_GetAttr(table, n_header)) == NULL);
+  must(set_int(header, n_last_write, (long long)time(NULL)));
+  Py_DECREF(table);
+  Py_DECREF(header);
+}
+
 static PyObject *make_pass(const struct plain *plain) {
   return PyObject_CallFunction(pass_type, "OLLOOL", plain->ticket, plain->first, plain->count,
                                plain->is_mirrored ? Py_True : Py_False, plain->session, plain->distrusts);
@@ -548,6 +630,7 @@ typedef struct {
   int has_reader;
   struct waiter *waiters;
   long long in_flight, attended, completed; /* requests; attended: being sent or awaited, not written here meanwhile */
+  int users; /* writes that have it without a reference; the lane's mutex guards it */
 } Stream;
 
 static void unlink_waiter(Stream *stream, struct waiter *waiter, int error) {
@@ -716,44 +799,141 @@ static PyTypeObject stream_type = {
 
 /* --- the host's lane --- */
 
+/* A write in flight that took no interpreter's lock.  `ticket`: once Python's gate knows of it.  OVER: ended since. */
+enum { FREE, ON_WAY, OVER };
+struct fly {
+  int state, is_mirrored;
+  long long offset, end, first, count, first_extent, last_extent, session, distrusts;
+  Stream *stream;
+  PyObject *ticket;
+};
+
+/* What was found of an extent under Python's lock, good while `stamp` is the lane's: writes to it may start as far as
+ * recorded extents go, and no valid track of it is invalid on disk.  `change`: of its use count, not poured yet. */
+struct slot {
+  long long extent;
+  unsigned long long stamp;
+  int change, is_touched;
+};
+
+struct plane {
+  PyObject *bytes;
+  Py_buffer view;
+  int flip;
+};
+
+/* What the facts in the slots rest on: whenever one of these is another, all are asked anew. */
+struct basis {
+  PyObject *active_on_disk;
+  unsigned long long extents, shadow, pending;
+  int is_paired;
+};
+
+struct range {
+  long long offset, end;
+};
+
 typedef struct {
   PyObject_HEAD
   struct border border;
-  PyObject *core, *conclude;
+  PyObject *core, *tickets, *conclude, *conclude_alone;
   PyObject *session; /* of the stream */
   Stream *stream;    /* NULL: mirrored writes are not plain */
-  int is_nowait;
+  PyObject *retired; /* streams of sessions that ended, while writes use them */
+  int is_nowait, is_simulated;
+  /* as Python has it */
+  int is_readable, is_writable, is_paired, needs_wake;
+  long long now_session, distrusts; /* session: -1 for None */
+  Stream *now_stream;
+  long long track_size, extent_size, tracks;
+  struct plane invalid, owed;
+  struct basis basis;
+  unsigned long long stamp;
+  struct range held[HELD];
+  int held_count;
+  /* what Python does not know of yet */
+  struct fly flies[FLIES];
+  int fly_top;
+  long long in_flight, in_flight_known;
+  struct slot *slots;
+  int touched[TOUCHED], touched_count;
+  long long sent[SENT][2];
+  int sent_count;
+  long long read_bytes, write_bytes, mirrored_bytes;
+  long long flown;
 } Lane;
+
+static void lane_come_in(PyObject *lane);
+static void lane_go_out(PyObject *lane);
+static Lane *the_lane; /* that the filter asks */
 
 static void lane_dealloc(Lane *self) {
   clear_border(&self->border);
   Py_CLEAR(self->core);
+  Py_CLEAR(self->tickets);
   Py_CLEAR(self->conclude);
+  Py_CLEAR(self->conclude_alone);
   Py_CLEAR(self->session);
   Py_CLEAR(self->stream);
+  Py_CLEAR(self->retired);
+  Py_CLEAR(self->basis.active_on_disk);
+  struct plane *const planes[] = {&self->invalid, &self->owed};
+  for (int which = 0; which < 2; which++)
+    if (planes[which]->bytes != NULL) {
+      PyBuffer_Release(&planes[which]->view);
+      Py_CLEAR(planes[which]->bytes);
+    }
+  free(self->slots);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static int set_sizes(Lane *self) {
+  PyObject *table = PyObject_GetAttr(self->core, n_table);
+  PyObject *geometry = table == NULL ? NULL : PyObject_GetAttr(table, n_geometry);
+  long long size;
+  Py_XDECREF(table);
+  if (geometry == NULL) return -1;
+  int failed = get_int(geometry, n_track_size, &self->track_size) ||
+               get_int(geometry, n_extent_size, &self->extent_size) || get_int(geometry, n_size, &size);
+  Py_DECREF(geometry);
+  if (!failed) self->tracks = (size + self->track_size - 1) / self->track_size;
+  return failed ? -1 : 0;
+}
+
 static PyObject *lane_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-  static char *words[] = {"border", "core", "conclude", NULL};
-  PyObject *border, *core, *conclude;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO", words, &PyTuple_Type, &border, &core, &conclude)) return NULL;
+  static char *words[] = {"border", "core", "conclude", "conclude_alone", NULL};
+  PyObject *border, *core, *conclude, *conclude_alone;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOO", words, &PyTuple_Type, &border, &core, &conclude,
+                                   &conclude_alone))
+    return NULL;
   Lane *self = (Lane *)type->tp_alloc(type, 0);
   if (self == NULL) return NULL;
   self->core = Py_NewRef(core);
   self->conclude = Py_NewRef(conclude);
+  self->conclude_alone = Py_NewRef(conclude_alone);
   self->session = Py_NewRef(Py_None);
   self->is_nowait = 1;
-  if (set_border(&self->border, border)) Py_CLEAR(self);
+  self->stamp = 1;
+  self->slots = calloc(SLOTS, sizeof *self->slots);
+  self->tickets = get_tickets(core);
+  self->retired = PyList_New(0);
+  if (self->slots == NULL || self->tickets == NULL || self->retired == NULL || set_sizes(self) ||
+      set_border(&self->border, border, lane_come_in, lane_go_out)) {
+    Py_DECREF(self);
+    return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+  }
+  lane_go_out((PyObject *)self);
   return (PyObject *)self;
 }
 
+/* The lock is held.  What writes still have of the old stream stays until they are done with it. */
 static PyObject *lane_set_stream(Lane *self, PyObject *args) {
   PyObject *session, *stream;
   if (!PyArg_ParseTuple(args, "OO", &session, &stream)) return NULL;
   if (stream != Py_None && Py_TYPE(stream) != &stream_type)
     return PyErr_Format(PyExc_TypeError, "a stream is a Stream or None");
   Stream *old = self->stream;
+  if (old != NULL && old->users && PyList_Append(self->retired, (PyObject *)old)) return NULL;
   self->stream = stream == Py_None ? NULL : (Stream *)Py_NewRef(stream);
   Py_SETREF(self->session, Py_NewRef(session));
   Py_XDECREF((PyObject *)old);
@@ -769,6 +949,196 @@ static int release_woken(PyObject *core, PyObject *engine) {
   PyObject *done = PyObject_CallMethodNoArgs(engine, n_release_woken);
   Py_XDECREF(done);
   return done == NULL ? -1 : 0;
+}
+
+/* --- come in: Python learns what was done without it --- */
+
+static void publish_flies(Lane *self) {
+  int top = 0;
+  for (int at = 0; at < self->fly_top; at++) {
+    struct fly *fly = &self->flies[at];
+    if (fly->state == ON_WAY && fly->ticket == NULL) {
+      struct plain plain = {.offset = fly->offset, .length = fly->end - fly->offset};
+      fly->ticket = make_ticket(&plain);
+      must(fly->ticket == NULL || PyList_Append(self->tickets, fly->ticket));
+    } else if (fly->state == OVER) { /* nobody waits for it: else it would have ended with Python */
+      Py_ssize_t place = 0;
+      while (place < PyList_GET_SIZE(self->tickets) && PyList_GET_ITEM(self->tickets, place) != fly->ticket) place++;
+      must(PyList_SetSlice(self->tickets, place, place + 1, NULL));
+      Py_CLEAR(fly->ticket);
+      fly->state = FREE;
+    }
+    if (fly->state != FREE) top = at + 1;
+  }
+  self->fly_top = top;
+  if (self->in_flight == self->in_flight_known) return;
+  must(add_int(self->core, n_in_flight, self->in_flight - self->in_flight_known));
+  self->in_flight_known = self->in_flight;
+}
+
+static void pour_uses(Lane *self) {
+  if (self->touched_count == 0) return;
+  PyObject *uses = PyObject_GetAttr(self->core, n_extents);
+  must(uses == NULL);
+  for (int at = 0; at < self->touched_count; at++) {
+    struct slot *slot = &self->slots[self->touched[at]];
+    PyObject *key = PyLong_FromLongLong(slot->extent);
+    must(key == NULL);
+    PyObject *use = PyDict_GetItemWithError(uses, key);
+    Py_DECREF(key);
+    if (use != NULL) {
+      set_slot_int(use, use_in_flight, get_slot_int(use, use_in_flight) + slot->change);
+      set_slot_int(use, use_idle, 0);
+    }
+    slot->change = slot->is_touched = 0;
+  }
+  Py_DECREF(uses);
+  self->touched_count = 0;
+}
+
+static void pour_counts(Lane *self) {
+  for (int at = 0; at < self->sent_count; at++) {
+    struct plain plain = {.first = self->sent[at][0], .count = self->sent[at][1]};
+    note_sent(self->core, &plain);
+  }
+  self->sent_count = 0;
+  pour_times(&self->border);
+  if (!self->read_bytes && !self->write_bytes) return;
+  PyObject *counts = PyObject_GetAttr(self->core, n_counts);
+  must(counts == NULL || add_int(counts, n_read_bytes, self->read_bytes) ||
+       add_int(counts, n_write_bytes, self->write_bytes) || add_int(counts, n_mirrored_bytes, self->mirrored_bytes));
+  Py_DECREF(counts);
+  if (self->write_bytes && !self->is_simulated) note_last_write(self->core);
+  self->read_bytes = self->write_bytes = self->mirrored_bytes = 0;
+}
+
+static void drop_retired(Lane *self) {
+  for (Py_ssize_t at = PyList_GET_SIZE(self->retired) - 1; at >= 0; at--)
+    if (((Stream *)PyList_GET_ITEM(self->retired, at))->users == 0)
+      must(PyList_SetSlice(self->retired, at, at + 1, NULL));
+}
+
+static void lane_come_in(PyObject *lane) {
+  Lane *self = (Lane *)lane;
+  publish_flies(self);
+  pour_uses(self);
+  pour_counts(self);
+  if (PyList_GET_SIZE(self->retired)) drop_retired(self);
+}
+
+/* --- go out: what requests without the interpreter's lock may rely on from here on --- */
+
+static void look_at_plane(struct plane *plane, PyObject *table, PyObject *name) {
+  PyObject *bitmap = PyObject_GetAttr(table, name);
+  must(bitmap == NULL);
+  PyObject *bytes = PyObject_GetAttr(bitmap, n__bytes);
+  plane->flip = get_bool(bitmap, n__flip);
+  must(bytes == NULL || plane->flip < 0);
+  Py_DECREF(bitmap);
+  if (bytes == plane->bytes) {
+    Py_DECREF(bytes);
+    return;
+  }
+  if (plane->bytes != NULL) {
+    PyBuffer_Release(&plane->view);
+    Py_DECREF(plane->bytes);
+  }
+  plane->bytes = bytes;
+  must(PyObject_GetBuffer(bytes, &plane->view, PyBUF_SIMPLE));
+}
+
+/* A number that is another one after each change of a dict; 0 of an empty one. */
+static unsigned long long get_version(PyObject *owner, PyObject *name) {
+  PyObject *dict = PyObject_GetAttr(owner, name);
+  must(dict == NULL);
+  unsigned long long version = PyDict_GET_SIZE(dict) ? ((PyDictObject *)dict)->ma_version_tag : 0;
+  Py_DECREF(dict);
+  return version;
+}
+
+static void look_at_basis(Lane *self, PyObject *table) {
+  struct basis found = {.active_on_disk = PyObject_GetAttr(table, n_active_on_disk), .is_paired = self->is_paired};
+  must(found.active_on_disk == NULL);
+  found.extents = get_version(self->core, n_extents);
+  found.shadow = get_version(table, n__shadow);
+  found.pending = get_version(table, n__pending);
+  struct basis *old = &self->basis;
+  if (found.active_on_disk != old->active_on_disk || found.extents != old->extents || found.shadow != old->shadow ||
+      found.pending != old->pending || found.is_paired != old->is_paired)
+    self->stamp++;
+  Py_XDECREF(old->active_on_disk);
+  *old = found;
+}
+
+/* The flows' places in the gate; -1: too many. */
+static int look_at_gate(Lane *self) {
+  int are_blocked = 0;
+  self->held_count = 0;
+  for (Py_ssize_t at = 0; at < PyList_GET_SIZE(self->tickets); at++) {
+    PyObject *ticket = PyList_GET_ITEM(self->tickets, at);
+    int is_own = 0;
+    for (int fly = 0; !is_own && fly < self->fly_top; fly++) is_own = self->flies[fly].ticket == ticket;
+    if (is_own) continue;
+    if (self->held_count == HELD) return -1;
+    struct range *range = &self->held[self->held_count++];
+    range->offset = get_slot_int(ticket, ticket_offset);
+    range->end = get_slot_int(ticket, ticket_end);
+    are_blocked |= SLOT(ticket, ticket_is_in) != Py_True;
+  }
+  return are_blocked;
+}
+
+static void look_at_session(Lane *self, PyObject *session) {
+  self->now_session = session == Py_None ? -1 : PyLong_AsLongLong(session);
+  must(PyErr_Occurred() != NULL);
+  int is_streams = self->stream != NULL && session != Py_None ? PyObject_RichCompareBool(self->session, session, Py_EQ) : 0;
+  must(is_streams < 0);
+  self->now_stream = is_streams ? self->stream : NULL;
+}
+
+static void look_at_waiters(Lane *self) {
+  PyObject *queues = PyObject_GetAttr(self->core, n_queues);
+  must(queues == NULL);
+  int blocked = look_at_gate(self);
+  self->needs_wake = blocked || has_queue(queues, n_leave) || has_queue(queues, n_idle);
+  if (blocked < 0) self->is_writable = 0;
+  Py_DECREF(queues);
+}
+
+static void lane_go_out(PyObject *lane) {
+  Lane *self = (Lane *)lane;
+  PyObject *core = self->core, *table = PyObject_GetAttr(core, n_table), *session = PyObject_GetAttr(core, n_session);
+  must(table == NULL || session == NULL);
+  PyObject *header = PyObject_GetAttr(table, n_header);
+  must(header == NULL || get_int(core, n_distrusts, &self->distrusts));
+  int is_quiesced = get_bool(core, n_is_quiesced), is_read_only = get_bool(core, n_is_read_only);
+  int is_stopping = is_equal(header, n_on_path_loss, word_stop), is_alone = is_equal(header, n_pair, Py_None);
+  int needs = needs_generation(core, table, header, session);
+  must(is_quiesced < 0 || is_read_only < 0 || is_stopping < 0 || is_alone < 0 || needs < 0);
+  self->is_readable = !is_quiesced;
+  self->is_writable = !is_quiesced && !is_read_only && !is_stopping && !needs;
+  self->is_paired = !is_alone;
+  look_at_session(self, session);
+  look_at_plane(&self->invalid, table, n_invalid);
+  look_at_plane(&self->owed, table, n_owed);
+  look_at_basis(self, table);
+  look_at_waiters(self);
+  Py_DECREF(table);
+  Py_DECREF(header);
+  Py_DECREF(session);
+}
+
+/* The lock is held: what is_plain found of the extents is good for those that come after, until something changes. */
+static void note_extents(Lane *self, PyObject *table, const struct plain *plain) {
+  long long per = self->extent_size / self->track_size;
+  for (long long extent = plain->first_extent; extent <= plain->last_extent; extent++) {
+    struct slot *slot = &self->slots[extent & (SLOTS - 1)];
+    long long first = extent * per, count = first + per <= self->tracks ? per : self->tracks - first;
+    if (slot->extent == extent && slot->stamp == self->stamp) continue;
+    int settled = is_settled(table, first, count);
+    must(settled < 0);
+    if (settled) *slot = (struct slot){.extent = extent, .stamp = self->stamp};
+  }
 }
 
 static int write_all(int fd, const char *data, size_t length, long long offset) {
@@ -798,29 +1168,39 @@ static int read_all(int fd, char *data, size_t length, long long offset) {
 /* `stream`: of a mirrored write, else NULL; the caller's.  Taken first: the session may end while this decides. */
 static int lane_begin(Lane *self, struct plain *plain, Stream **stream) {
   *stream = NULL;
-  if (call_acquire(self->border.lock)) return -1;
+  take_lock(self);
   PyObject *taken = Py_XNewRef((PyObject *)self->stream), *session = Py_NewRef(taken ? self->session : Py_None);
   int found = begin_write(self->core, plain, session);
   Py_DECREF(session);
+  if (found > 0) {
+    PyObject *table = PyObject_GetAttr(self->core, n_table);
+    must(table == NULL);
+    note_extents(self, table, plain);
+    Py_DECREF(table);
+  }
   if (found > 0 && plain->is_mirrored)
     *stream = (Stream *)taken;
   else
     Py_XDECREF(taken);
-  return call_release(self->border.lock) ? -1 : found;
+  give_lock(self);
+  return found;
 }
 
-static int lane_end(Lane *self, struct plain *plain) {
-  if (call_acquire(self->border.lock)) return -1;
+/* The lock is held. */
+static int end_with_objects(Lane *self, struct plain *plain) {
   int found = end_write(self->core, plain);
   if (found > 0) {
     must(release_woken(self->core, self->border.engine));
-    PyObject *table = PyObject_GetAttr(self->core, n_table), *header;
-    must(table == NULL || (header = PyObject_GetAttr(table, n_header)) == NULL);
-    must(set_int(header, n_last_write, (long long)time(NULL)));
-    Py_DECREF(table);
-    Py_DECREF(header);
+    if (!self->is_simulated) note_last_write(self->core);
   }
-  return call_release(self->border.lock) ? -1 : found;
+  return found;
+}
+
+static int lane_end(Lane *self, struct plain *plain) {
+  take_lock(self);
+  int found = end_with_objects(self, plain);
+  give_lock(self);
+  return found;
 }
 
 /* nbdkit's pwrite(handle, buf, offset, flags) */
@@ -889,20 +1269,20 @@ static PyObject *note_read(Lane *self, long long length, double start) {
 
 /* With the interpreter's lock free; 1 if the data is good, 0 if the flows are to read. */
 static int read_in_flight(Lane *self, struct plain *plain, Py_buffer *view) {
-  if (call_acquire(self->border.lock)) return -1;
+  take_lock(self);
   int found = may_read(self, plain, 1);
-  if (call_release(self->border.lock)) return -1;
+  give_lock(self);
   if (found <= 0) return found;
   int error;
   Py_BEGIN_ALLOW_THREADS;
   error = read_all(self->border.fd, view->buf, (size_t)view->len, plain->offset);
   Py_END_ALLOW_THREADS;
-  if (call_acquire(self->border.lock)) return -1;
+  take_lock(self);
   long long distrusts;
   must(get_int(self->core, n_distrusts, &distrusts));
   leave(self->core);
   must(release_woken(self->core, self->border.engine));
-  if (call_release(self->border.lock)) return -1;
+  give_lock(self);
   return !error && distrusts == plain->distrusts; /* else a failed sync may have dropped what was written */
 }
 
@@ -931,10 +1311,296 @@ static PyObject *lane_pread(Lane *self, PyObject *const *args, Py_ssize_t count)
   return note_read(self, plain.length, start);
 }
 
+/* --- reads and writes that take no interpreter's lock: the mutex is held where nothing else is said --- */
+
+static int look_at(const struct plane *plane, long long first, long long count) {
+  return look_at_memory(plane->view.buf, plane->view.len, plane->flip, first, count);
+}
+
+static struct slot *find_slot_of(Lane *self, long long extent) {
+  struct slot *slot = &self->slots[extent & (SLOTS - 1)];
+  return slot->extent == extent && slot->stamp == self->stamp ? slot : NULL;
+}
+
+/* Whether each extent is known to be good and its use count may be changed. */
+static int are_extents_known(Lane *self, const struct fly *fly) {
+  if (self->touched_count + fly->last_extent - fly->first_extent >= TOUCHED) return 0;
+  for (long long extent = fly->first_extent; extent <= fly->last_extent; extent++)
+    if (find_slot_of(self, extent) == NULL) return 0;
+  return 1;
+}
+
+static void touch_extents(Lane *self, const struct fly *fly, int change) {
+  for (long long extent = fly->first_extent; extent <= fly->last_extent; extent++) {
+    struct slot *slot = find_slot_of(self, extent);
+    slot->change += change;
+    if (!slot->is_touched) self->touched[self->touched_count++] = (int)(slot - self->slots);
+    slot->is_touched = 1;
+  }
+}
+
+static int is_range_free(Lane *self, const struct fly *fly) {
+  for (int at = 0; at < self->held_count; at++)
+    if (fly->offset < self->held[at].end && self->held[at].offset < fly->end) return 0;
+  for (int at = 0; at < self->fly_top; at++) {
+    const struct fly *other = &self->flies[at];
+    if (other->state == ON_WAY && fly->offset < other->end && other->offset < fly->end) return 0;
+  }
+  return 1;
+}
+
+/* As lane.begin_write, or no where it would have to be looked at longer.  `fly` gets what is found. */
+static int may_fly(Lane *self, struct fly *fly) {
+  if (!self->is_writable || fly->end <= fly->offset) return 0;
+  fly->first = fly->offset / self->track_size;
+  fly->count = (fly->end - 1) / self->track_size - fly->first + 1;
+  if (fly->count > span_most || fly->first + fly->count > self->tracks) return 0;
+  if (look_at(&self->invalid, fly->first, fly->count) != NONE) return 0;
+  int owed = look_at(&self->owed, fly->first, fly->count);
+  if (owed != NONE && owed != ALL) return 0;
+  if (self->is_paired && self->now_session < 0 && owed != ALL) return 0;
+  fly->is_mirrored = self->now_session >= 0 && owed != ALL;
+  if (fly->is_mirrored && self->now_stream == NULL && !self->is_simulated) return 0;
+  fly->first_extent = fly->offset / self->extent_size;
+  fly->last_extent = (fly->end - 1) / self->extent_size;
+  return are_extents_known(self, fly) && is_range_free(self, fly);
+}
+
+/* NULL: the write is Python's, and nothing has changed. */
+static struct fly *begin_fly(Lane *self, long long offset, long long length) {
+  struct fly wanted = {.state = ON_WAY, .offset = offset, .end = offset + length};
+  int at = 0;
+  while (at < FLIES && self->flies[at].state != FREE) at++;
+  if (at == FLIES || !may_fly(self, &wanted)) return NULL;
+  wanted.session = self->now_session;
+  wanted.distrusts = self->distrusts;
+  wanted.stream = wanted.is_mirrored ? self->now_stream : NULL;
+  if (wanted.stream != NULL) wanted.stream->users++;
+  self->flies[at] = wanted;
+  if (at >= self->fly_top) self->fly_top = at + 1;
+  self->in_flight++;
+  touch_extents(self, &wanted, 1);
+  return &self->flies[at];
+}
+
+static void leave_stream(struct fly *fly) {
+  if (fly->stream != NULL) fly->stream->users--;
+  fly->stream = NULL;
+}
+
+/* lane.end_write, or no where Python has to be there.  Every leg has succeeded. */
+static int end_fly(Lane *self, struct fly *fly) {
+  if (self->needs_wake || self->now_session != fly->session || self->distrusts != fly->distrusts) return 0;
+  if (look_at(&self->invalid, fly->first, fly->count) != NONE || !are_extents_known(self, fly)) return 0;
+  if (!fly->is_mirrored && self->is_paired && look_at(&self->owed, fly->first, fly->count) != ALL) return 0;
+  if (fly->is_mirrored) {
+    if (self->sent_count == SENT) return 0;
+    self->sent[self->sent_count][0] = fly->first;
+    self->sent[self->sent_count++][1] = fly->count;
+    self->mirrored_bytes += fly->end - fly->offset;
+  }
+  self->write_bytes += fly->end - fly->offset;
+  touch_extents(self, fly, -1);
+  leave_stream(fly);
+  fly->state = fly->ticket == NULL ? FREE : OVER;
+  self->in_flight--;
+  return 1;
+}
+
+/* The lock is held: from here on Python's objects alone stand for the write. */
+static void hand_over(Lane *self, struct fly *fly, struct plain *plain) {
+  *plain = (struct plain){.offset = fly->offset,
+                          .length = fly->end - fly->offset,
+                          .first = fly->first,
+                          .count = fly->count,
+                          .first_extent = fly->first_extent,
+                          .last_extent = fly->last_extent,
+                          .distrusts = fly->distrusts,
+                          .is_mirrored = fly->is_mirrored,
+                          .ticket = fly->ticket};
+  plain->session = fly->session < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(fly->session);
+  must(plain->session == NULL);
+  fly->ticket = NULL;
+  fly->state = FREE;
+  self->in_flight--;
+  self->in_flight_known--;
+}
+
+struct legs {
+  int local_error, peer_error, is_lost;
+};
+
+/* Takes the interpreter's lock; returns the errno for the client. */
+static int end_in_python(Lane *self, struct fly *fly, const void *data, struct legs legs, double start) {
+  PyGILState_STATE state = PyGILState_Ensure();
+  struct plain plain;
+  take_lock(self);
+  leave_stream(fly);
+  hand_over(self, fly, &plain);
+  int found = legs.local_error || legs.peer_error ? 0 : end_with_objects(self, &plain), error = 0;
+  must(found < 0);
+  if (found > 0) note_fresh_time(&self->border, WRITE, get_time() - start);
+  give_lock(self);
+  if (found == 0) {
+    PyObject *pass = make_pass(&plain), *view = PyMemoryView_FromMemory((char *)data, plain.length, PyBUF_READ);
+    must(pass == NULL || view == NULL);
+    PyObject *number = PyObject_CallFunction(self->conclude_alone, "OOiiid", view, pass, legs.local_error,
+                                             legs.peer_error, legs.is_lost, get_time() - start);
+    must(number == NULL);
+    error = (int)PyLong_AsLong(number);
+    Py_DECREF(number);
+    Py_DECREF(pass);
+    Py_DECREF(view);
+  }
+  clear_plain(&plain);
+  PyGILState_Release(state);
+  return error;
+}
+
+/* Without any lock; 0 if Python is to do it, 1 if it is done, `error` then being what the client is told. */
+static int fly_write(Lane *self, const void *data, uint32_t length, uint64_t offset, int *error) {
+  double start = get_time();
+  pthread_mutex_lock(&self->border.mutex);
+  struct fly *fly = begin_fly(self, (long long)offset, length);
+  pthread_mutex_unlock(&self->border.mutex);
+  if (fly == NULL) return 0;
+  struct request request;
+  struct legs legs = {0};
+  Stream *stream = fly->stream;
+  if (stream != NULL) stream_send(stream, &request, data, length, (long long)offset);
+  legs.local_error = write_all(self->border.fd, data, length, (long long)offset);
+  if (stream != NULL) legs.peer_error = stream_wait(stream, &request);
+  legs.is_lost = legs.peer_error && (is_broken(stream) || legs.peer_error == ESHUTDOWN);
+  *error = 0;
+  int is_done = 0;
+  if (!legs.local_error && !legs.peer_error) {
+    pthread_mutex_lock(&self->border.mutex);
+    is_done = end_fly(self, fly);
+    if (is_done) note_fresh_time(&self->border, WRITE, get_time() - start);
+    self->flown += is_done;
+    pthread_mutex_unlock(&self->border.mutex);
+  }
+  if (!is_done) *error = end_in_python(self, fly, data, legs, start);
+  return 1;
+}
+
+static void end_read_in_python(Lane *self) {
+  PyGILState_STATE state = PyGILState_Ensure();
+  take_lock(self);
+  self->in_flight--;
+  self->in_flight_known--;
+  leave(self->core);
+  must(release_woken(self->core, self->border.engine));
+  give_lock(self);
+  PyGILState_Release(state);
+}
+
+/* Without any lock; 1 if the data is good, else Python is to read. */
+static int fly_read(Lane *self, void *data, uint32_t length, uint64_t offset) {
+  double start = get_time();
+  long long first = (long long)offset / self->track_size;
+  long long count = length == 0 ? 0 : (long long)(offset + length - 1) / self->track_size - first + 1;
+  pthread_mutex_lock(&self->border.mutex);
+  int is_plain = self->is_readable && count > 0 && look_at(&self->invalid, first, count) == NONE;
+  long long distrusts = self->distrusts;
+  self->in_flight += is_plain;
+  pthread_mutex_unlock(&self->border.mutex);
+  if (!is_plain) return 0;
+  int failed = read_all(self->border.fd, data, length, (long long)offset);
+  pthread_mutex_lock(&self->border.mutex);
+  int is_good = !failed && distrusts == self->distrusts; /* else a failed sync may have dropped what was written */
+  int needs_wake = self->needs_wake;
+  if (is_good) {
+    self->read_bytes += length;
+    note_fresh_time(&self->border, READ, get_time() - start);
+  }
+  if (!needs_wake) self->in_flight--;
+  pthread_mutex_unlock(&self->border.mutex);
+  if (needs_wake) end_read_in_python(self);
+  return is_good;
+}
+
+/* From here on the filter asks this lane. */
+static PyObject *lane_serve(Lane *self, PyObject *_) {
+  Py_XSETREF(the_lane, (Lane *)Py_NewRef((PyObject *)self));
+  Py_RETURN_NONE;
+}
+
+/* --- the same by steps, for the simulator: where a real request would find the lock free, so does this --- */
+
+/* Writes that ended with an error are concluded by the flows, which do not tell. */
+static void forget_concluded(Lane *self) {
+  for (int at = 0; at < self->fly_top; at++) {
+    struct fly *fly = &self->flies[at];
+    int is_there = fly->state == FREE;
+    for (Py_ssize_t place = 0; !is_there && place < PyList_GET_SIZE(self->tickets); place++)
+      is_there = PyList_GET_ITEM(self->tickets, place) == fly->ticket;
+    struct plain plain;
+    if (is_there) continue;
+    hand_over(self, fly, &plain);
+    clear_plain(&plain);
+  }
+}
+
+/* (offset, length): as lane.begin_write */
+static PyObject *lane_begin_step(Lane *self, PyObject *args) {
+  struct plain plain = {0};
+  if (!PyArg_ParseTuple(args, "LL", &plain.offset, &plain.length)) return NULL;
+  self->is_simulated = 1;
+  forget_concluded(self);
+  lane_go_out((PyObject *)self);
+  struct fly *fly = begin_fly(self, plain.offset, plain.length);
+  lane_come_in((PyObject *)self);
+  if (fly != NULL)
+    return PyObject_CallFunction(pass_type, "OLLONL", fly->ticket, fly->first, fly->count,
+                                 fly->is_mirrored ? Py_True : Py_False,
+                                 fly->session < 0 ? Py_NewRef(Py_None) : PyLong_FromLongLong(fly->session),
+                                 fly->distrusts);
+  int found = begin_write(self->core, &plain, NULL);
+  if (found <= 0) return found < 0 ? NULL : Py_NewRef(Py_None);
+  PyObject *table = PyObject_GetAttr(self->core, n_table), *result = make_pass(&plain);
+  must(table == NULL);
+  note_extents(self, table, &plain);
+  Py_DECREF(table);
+  clear_plain(&plain);
+  return result;
+}
+
+/* (pass): as lane.end_write; None where the write is not one that began without Python. */
+static PyObject *lane_end_step(Lane *self, PyObject *pass) {
+  PyObject *ticket = PyObject_GetAttrString(pass, "ticket");
+  if (ticket == NULL) return NULL;
+  Py_DECREF(ticket);
+  int at = 0;
+  while (at < self->fly_top && (self->flies[at].state == FREE || self->flies[at].ticket != ticket)) at++;
+  if (at == self->fly_top) Py_RETURN_NONE;
+  lane_go_out((PyObject *)self);
+  int found = end_fly(self, &self->flies[at]);
+  lane_come_in((PyObject *)self);
+  if (found) {
+    self->flown++;
+    Py_RETURN_TRUE;
+  }
+  struct plain plain;
+  hand_over(self, &self->flies[at], &plain);
+  found = end_with_objects(self, &plain);
+  clear_plain(&plain);
+  return found < 0 ? NULL : PyBool_FromLong(found);
+}
+
+static PyMemberDef lane_members[] = {
+    {"flown", T_LONGLONG, offsetof(Lane, flown), READONLY, "writes that took no interpreter's lock"},
+    {NULL},
+};
+
 static PyMethodDef lane_methods[] = {
+    LOCK_METHODS,
     {"pread", (PyCFunction)(void (*)(void))lane_pread, METH_FASTCALL, "nbdkit's callback"},
     {"pwrite", (PyCFunction)(void (*)(void))lane_pwrite, METH_FASTCALL, "nbdkit's callback"},
-    {"set_stream", (PyCFunction)lane_set_stream, METH_VARARGS, "(session, its stream or None) from here on"},
+    {"set_stream", (PyCFunction)lane_set_stream, METH_VARARGS, "(session, its stream or None) from here on; the lock is held"},
+    {"serve", (PyCFunction)lane_serve, METH_NOARGS, "The filter asks this lane from here on."},
+    {"begin_step", (PyCFunction)lane_begin_step, METH_VARARGS, "For the simulator."},
+    {"end_step", (PyCFunction)lane_end_step, METH_O, "For the simulator."},
     {NULL},
 };
 
@@ -946,6 +1612,7 @@ static PyTypeObject lane_type = {
     .tp_new = lane_new,
     .tp_dealloc = (destructor)lane_dealloc,
     .tp_methods = lane_methods,
+    .tp_members = lane_members,
 };
 
 /* --- the destination's lane: target.Target's read and write for a session that is open and was heard just now --- */
@@ -955,7 +1622,20 @@ typedef struct {
   struct border border;
   PyObject *owner, *target, *header, *export_type;
   long long track_size;
+  /* as Python has it */
+  int is_open, has_failed, needs_wake;
+  long long session;
+  PyObject *pair;
+  unsigned long long pair_stamp; /* another one for each pair */
+  double heard_s;                /* monotonic; when the source was last heard of */
+  /* what Python does not know of yet */
+  long long running, running_known; /* requests of `session` */
+  long long read_bytes, written_bytes, copied_bytes, fetched_bytes, fetched_tracks;
 } TargetLane;
+
+static void target_come_in(PyObject *lane);
+static void target_go_out(PyObject *lane);
+static TargetLane *the_target; /* that the filter asks */
 
 static void target_dealloc(TargetLane *self) {
   clear_border(&self->border);
@@ -963,6 +1643,7 @@ static void target_dealloc(TargetLane *self) {
   Py_CLEAR(self->target);
   Py_CLEAR(self->header);
   Py_CLEAR(self->export_type);
+  Py_CLEAR(self->pair);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -980,21 +1661,71 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
   self->header = Py_NewRef(header);
   self->export_type = Py_NewRef(export_type);
   self->track_size = track_size;
-  if (set_border(&self->border, border)) Py_CLEAR(self);
+  self->session = -1;
+  self->heard_s = -1e9;
+  if (set_border(&self->border, border, target_come_in, target_go_out)) {
+    Py_DECREF(self);
+    return NULL;
+  }
+  target_go_out((PyObject *)self);
   return (PyObject *)self;
 }
 
-/* service.PeerService.hear, while nothing is unusual about it. */
-static int hear(TargetLane *self, double now) {
+static void change_running(TargetLane *self, long long session, long long change) {
+  PyObject *running = PyObject_GetAttr(self->target, n_running), *key = PyLong_FromLongLong(session);
+  must(running == NULL || key == NULL);
+  PyObject *count = PyDict_GetItemWithError(running, key);
+  PyObject *more = PyLong_FromLongLong((count == NULL ? 0 : PyLong_AsLongLong(count)) + change);
+  must(more == NULL || PyDict_SetItem(running, key, more));
+  Py_DECREF(more);
+  Py_DECREF(key);
+  Py_DECREF(running);
+}
+
+static void target_come_in(PyObject *lane) {
+  TargetLane *self = (TargetLane *)lane;
+  pour_times(&self->border);
+  if (self->running != self->running_known) change_running(self, self->session, self->running - self->running_known);
+  self->running_known = self->running;
+  if (!self->read_bytes && !self->written_bytes) return;
+  PyObject *target = self->target;
+  must(add_int(target, n_read_bytes, self->read_bytes) || add_int(target, n_written_bytes, self->written_bytes) ||
+       add_int(target, n_copied_bytes, self->copied_bytes) || add_int(target, n_fetched_bytes, self->fetched_bytes) ||
+       add_int(target, n_fetched_tracks, self->fetched_tracks));
+  if (self->written_bytes) must(set_int(self->header, n_last_write, (long long)time(NULL)));
+  self->read_bytes = self->written_bytes = self->copied_bytes = self->fetched_bytes = self->fetched_tracks = 0;
+}
+
+static void target_go_out(PyObject *lane) {
+  TargetLane *self = (TargetLane *)lane;
+  long long session;
+  PyObject *pair = PyObject_GetAttr(self->header, n_pair), *waiters = PyObject_GetAttr(self->target, n_waiters);
   PyObject *heard = PyObject_GetAttr(self->owner, n__heard_at);
-  if (heard == NULL) return -1;
-  int is_usual = PyFloat_CheckExact(heard) && now - PyFloat_AS_DOUBLE(heard) < HEARD_SPARE_S;
+  must(pair == NULL || waiters == NULL || heard == NULL || get_int(self->header, n_session, &session));
+  self->is_open = get_bool(self->target, n_is_open);
+  self->has_failed = !is_equal(self->target, n_failed, Py_None);
+  self->needs_wake = PyList_GET_SIZE(waiters) > 0;
+  must(PyErr_Occurred() != NULL);
+  if (session != self->session) self->running = self->running_known = 0; /* those of before are Python's to count */
+  self->session = session;
+  if (pair != self->pair) self->pair_stamp++;
+  if (PyFloat_CheckExact(heard) && PyFloat_AS_DOUBLE(heard) > self->heard_s) self->heard_s = PyFloat_AS_DOUBLE(heard);
+  Py_XSETREF(self->pair, pair);
+  Py_DECREF(waiters);
   Py_DECREF(heard);
-  if (!is_usual) return 0;
-  PyObject *time = PyFloat_FromDouble(now);
-  int failed = time == NULL || PyObject_SetAttr(self->owner, n__heard_at, time);
-  Py_XDECREF(time);
-  return failed ? -1 : 1;
+}
+
+/* When the source was last heard of; None: never. */
+static PyObject *target_heard(TargetLane *self, PyObject *_) {
+  if (self->heard_s < 0) Py_RETURN_NONE;
+  return PyFloat_FromDouble(self->heard_s);
+}
+
+/* service.PeerService.hear, while nothing is unusual about it; the mutex is held. */
+static int hear(TargetLane *self, double now) {
+  if (now - self->heard_s >= HEARD_SPARE_S) return 0;
+  if (now > self->heard_s) self->heard_s = now;
+  return 1;
 }
 
 /* service._fence and target.Target.enter; counts the request as running.  The target's lock is held. */
@@ -1020,6 +1751,14 @@ static int target_leave(TargetLane *self, PyObject *session) {
   Py_XDECREF(done);
   return done == NULL || release_woken(self->target, self->border.engine) ? -1 : 0;
 }
+
+/* What the filter knows of one connection, once Python has served a request of it. */
+struct connection {
+  int is_known, is_for_host;
+  long long session;
+  unsigned long long pair_stamp;
+};
+static __thread struct connection *this_connection;
 
 static int count_write(TargetLane *self, PyObject *export, long long length) {
   int is_for_host = get_bool(export, n__is_for_host);
@@ -1054,11 +1793,16 @@ static int begin_turn(TargetLane *self, PyObject *handle, int is_write, double n
   turn->session = PyObject_GetAttr(turn->export, n__session);
   turn->pair = PyObject_GetAttr(turn->export, n__pair);
   if (turn->session == NULL || turn->pair == NULL) return -1;
-  int found = hear(self, now);
-  if (found <= 0) return found;
-  if (call_acquire(self->border.lock)) return -1;
-  found = target_enter(self, turn->export, turn->session, turn->pair, is_write);
-  return call_release(self->border.lock) ? -1 : found;
+  take_lock(self);
+  int found = hear(self, now) ? target_enter(self, turn->export, turn->session, turn->pair, is_write) : 0;
+  if (found > 0 && this_connection != NULL && turn->pair == self->pair) {
+    this_connection->session = PyLong_AsLongLong(turn->session);
+    this_connection->pair_stamp = self->pair_stamp;
+    this_connection->is_for_host = get_bool(turn->export, n__is_for_host);
+    this_connection->is_known = 1;
+  }
+  give_lock(self);
+  return found;
 }
 
 /* nbdkit's pread and pwrite.  What fails here is tried again by Python, which tells of it. */
@@ -1078,11 +1822,12 @@ static PyObject *target_serve(TargetLane *self, PyObject *const *args, int is_wr
     error = is_write ? write_all(self->border.fd, view.buf, (size_t)view.len, offset)
                      : read_all(self->border.fd, view.buf, (size_t)view.len, offset);
     Py_END_ALLOW_THREADS;
-    int failed = call_acquire(self->border.lock);
-    if (!failed && !error)
+    take_lock(self);
+    int failed = 0;
+    if (!error)
       failed = is_write ? count_write(self, turn.export, view.len) : count_read(self, turn.export, offset, view.len);
     must(failed || target_leave(self, turn.session));
-    must(call_release(self->border.lock));
+    give_lock(self);
   }
   PyBuffer_Release(&view);
   end_turn(&turn);
@@ -1101,7 +1846,66 @@ static PyObject *target_pwrite(TargetLane *self, PyObject *const *args, Py_ssize
   return target_serve(self, args, 1);
 }
 
+/* --- and those that take no interpreter's lock --- */
+
+static void count_fly(TargetLane *self, const struct connection *connection, int is_write, uint64_t offset,
+                      uint32_t length) {
+  long long track = self->track_size, tracks = length ? (long long)(offset + length - 1) / track - (long long)offset / track + 1 : 0;
+  if (is_write) {
+    self->written_bytes += length;
+    if (!connection->is_for_host) self->copied_bytes += length;
+  } else {
+    self->read_bytes += length;
+    if (connection->is_for_host) self->fetched_bytes += length, self->fetched_tracks += tracks;
+  }
+}
+
+static void leave_in_python(TargetLane *self, long long number) {
+  PyGILState_STATE state = PyGILState_Ensure();
+  take_lock(self);
+  if (number == self->session) self->running--, self->running_known--;
+  PyObject *session = PyLong_FromLongLong(number);
+  must(session == NULL || target_leave(self, session));
+  Py_DECREF(session);
+  give_lock(self);
+  PyGILState_Release(state);
+}
+
+/* Without any lock; 1 if it is done, else Python is to do it. */
+static int fly_target(TargetLane *self, const struct connection *connection, int is_write, void *data, uint32_t length,
+                      uint64_t offset) {
+  double start = get_time();
+  if (!connection->is_known) return 0;
+  long long number = connection->session;
+  pthread_mutex_lock(&self->border.mutex);
+  int is_usual = self->is_open && number == self->session && connection->pair_stamp == self->pair_stamp &&
+                 !(is_write && self->has_failed) && hear(self, start);
+  self->running += is_usual;
+  pthread_mutex_unlock(&self->border.mutex);
+  if (!is_usual) return 0;
+  int failed = is_write ? write_all(self->border.fd, data, length, (long long)offset)
+                        : read_all(self->border.fd, data, length, (long long)offset);
+  pthread_mutex_lock(&self->border.mutex);
+  if (!failed) {
+    count_fly(self, connection, is_write, offset, length);
+    note_fresh_time(&self->border, is_write ? WRITE : READ, get_time() - start);
+  }
+  int is_plain = !self->needs_wake && number == self->session;
+  if (is_plain) self->running--;
+  pthread_mutex_unlock(&self->border.mutex);
+  if (!is_plain) leave_in_python(self, number);
+  return !failed;
+}
+
+static PyObject *target_serve_filter(TargetLane *self, PyObject *_) {
+  Py_XSETREF(the_target, (TargetLane *)Py_NewRef((PyObject *)self));
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef target_methods[] = {
+    LOCK_METHODS,
+    {"serve", (PyCFunction)target_serve_filter, METH_NOARGS, "The filter asks this lane from here on."},
+    {"heard", (PyCFunction)target_heard, METH_NOARGS, "When the source was last heard of; None: never."},
     {"pread", (PyCFunction)(void (*)(void))target_pread, METH_FASTCALL, "nbdkit's callback"},
     {"pwrite", (PyCFunction)(void (*)(void))target_pwrite, METH_FASTCALL, "nbdkit's callback"},
     {NULL},
@@ -1116,6 +1920,56 @@ static PyTypeObject target_type = {
     .tp_dealloc = (destructor)target_dealloc,
     .tp_methods = target_methods,
 };
+
+/* --- the filter: in front of nbdkit's Python plugin, in the same process and file --- */
+
+static int is_filter_loaded;
+
+static void filter_load(void) { is_filter_loaded = 1; }
+
+static void *filter_open(nbdkit_next_open *next, nbdkit_context *context, int readonly, const char *name, int is_tls) {
+  struct connection *connection = calloc(1, sizeof *connection);
+  if (connection != NULL && next(context, readonly, name) == 0) return connection;
+  free(connection);
+  return NULL;
+}
+
+static void filter_close(void *handle) { free(handle); }
+
+static int filter_pread(nbdkit_next *next, void *handle, void *data, uint32_t length, uint64_t offset, uint32_t flags,
+                        int *error) {
+  if (the_lane != NULL && !flags && fly_read(the_lane, data, length, offset)) return 0;
+  if (the_target != NULL && !flags && fly_target(the_target, handle, 0, data, length, offset)) return 0;
+  this_connection = handle;
+  int failed = next->pread(next, data, length, offset, flags, error);
+  this_connection = NULL;
+  return failed;
+}
+
+static int filter_pwrite(nbdkit_next *next, void *handle, const void *data, uint32_t length, uint64_t offset,
+                         uint32_t flags, int *error) {
+  if (the_lane != NULL && !flags && fly_write(the_lane, data, length, offset, error)) return *error ? -1 : 0;
+  if (the_target != NULL && !flags && fly_target(the_target, handle, 1, (void *)data, length, offset)) return 0;
+  this_connection = handle;
+  int failed = next->pwrite(next, data, length, offset, flags, error);
+  this_connection = NULL;
+  return failed;
+}
+
+static struct nbdkit_filter filter = {
+    .name = "pathctl",
+    .longname = "pathctl's lane",
+    .description = "plain reads and writes without Python's interpreter lock",
+    .load = filter_load,
+    .open = filter_open,
+    .close = filter_close,
+    .pread = filter_pread,
+    .pwrite = filter_pwrite,
+};
+
+NBDKIT_REGISTER_FILTER(filter)
+
+static PyObject *py_is_filter_loaded(PyObject *module, PyObject *_) { return PyBool_FromLong(is_filter_loaded); }
 
 /* --- the two decisions by themselves, for the simulator --- */
 
@@ -1168,7 +2022,7 @@ static Py_ssize_t find_slot(PyObject *type, const char *name) {
 
 static int set_bounds(PyObject *bounds) {
   bound_count = PyTuple_Size(bounds);
-  if (bound_count < 0 || bound_count > 64) return -1;
+  if (bound_count < 0 || bound_count > BOUNDS) return -1;
   for (Py_ssize_t at = 0; at < bound_count; at++) bound_s[at] = PyFloat_AsDouble(PyTuple_GET_ITEM(bounds, at));
   return PyErr_Occurred() ? -1 : 0;
 }
@@ -1200,6 +2054,7 @@ static PyMethodDef functions[] = {
     {"set_up", (PyCFunction)(void (*)(void))set_up, METH_VARARGS | METH_KEYWORDS, "Call once, before anything else."},
     {"begin_write", py_begin_write, METH_VARARGS, "lane.begin_write"},
     {"end_write", py_end_write, METH_VARARGS, "lane.end_write"},
+    {"is_filter_loaded", py_is_filter_loaded, METH_NOARGS, "Whether nbdkit has this file as its filter too."},
     {NULL},
 };
 
@@ -1213,7 +2068,8 @@ PyMODINIT_FUNC PyInit__lane(void) {
   PyObject *module = PyModule_Create(&definition);
   if (module == NULL) return NULL;
   if (PyModule_AddType(module, &stream_type) || PyModule_AddType(module, &lane_type) || PyModule_AddType(module, &target_type) ||
-      PyModule_AddIntConstant(module, "VERSION", VERSION)) {
+      PyModule_AddIntConstant(module, "VERSION", VERSION) ||
+      PyModule_AddStringConstant(module, "NBDKIT", NBDKIT_VERSION_STRING)) {
     Py_DECREF(module);
     return NULL;
   }

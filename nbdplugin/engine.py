@@ -41,11 +41,18 @@ class Wakes(Protocol):
     woken: list[Waiter]
 
 
+class Lock(Protocol):
+    """Of threading.Lock what is used."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
 class Engine:
     """`hands` maps each action type to what performs it; an error they raise goes into the flow."""
 
     def __init__(self, owner: Wakes, hands: Mapping[type, Callable[[Any], Any]], patience_s: dict[Patience, float]):
-        self.lock = threading.Lock()
+        self.lock: Lock = threading.Lock()  # the compiled lane takes its place
         self._owner = owner
         self._hands = hands
         self._patience_s = {Patience.SHORT: _SHORT_LIMIT_S, Patience.BRIEF: _BRIEF_LIMIT_S, **patience_s}

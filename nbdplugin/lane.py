@@ -36,7 +36,7 @@ def _find_compiled() -> Any:
 compiled = _find_compiled()
 
 SPAN_MOST = 64  # tracks of a plain write
-_VERSION = 1  # of what both files say to each other: a module built from another _lanemod.c is not used
+_VERSION = 2  # of what both files say to each other: a module built from another _lanemod.c is not used
 log = logging.getLogger(__name__)
 
 

@@ -375,7 +375,9 @@ class Link:
         if session is not None and session.number == action.session:
             session.end()
             if self.on_stream is not None:
-                self.on_stream(None, None)
+                assert self._engine is not None
+                with self._engine.lock:
+                    self.on_stream(None, None)
 
 
 class OldSession(PeerLost):

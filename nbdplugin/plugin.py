@@ -138,15 +138,19 @@ def _take_lane(found: service.HostService | service.PeerService) -> None:
     """From here on nbdkit calls the compiled module, which calls our pread and pwrite for what is not plain."""
     if not lane.set_up_compiled():
         return
-    found.is_compiled = True
     border = (found.engine, found.store.get_fd(), found.stats.read, found.stats.write, pread, pwrite)
     if isinstance(found, service.HostService):
-        made = lane.compiled.Lane(border, found.core, _conclude)
+        made = lane.compiled.Lane(border, found.core, _conclude, _conclude_alone)
         found.link.on_stream = made.set_stream
     else:
         table = found.target.table
         track_size = table.geometry.track_size
         made = lane.compiled.TargetLane(border, found, found.target, table.header, track_size, service.DataExport)
+        found.ask_lane = made.heard
+    found.engine.lock = made
+    found.lane = "filter" if lane.compiled.is_filter_loaded() else "compiled"
+    if lane.compiled.is_filter_loaded():
+        made.serve()
     globals().update(pread=made.pread, pwrite=made.pwrite)
 
 
@@ -168,6 +172,20 @@ def _conclude(
         raise
     finally:
         handle.stats.write.note(waited_s + monotonic() - start)
+
+
+def _conclude_alone(
+    buf: memoryview, plain: lane.Pass, local: int, number: int, is_lost: bool, waited_s: float
+) -> int:
+    """As _conclude, for the filter, which has no handle: returns the errno for the client, 0 for success."""
+    handle = _Handle(service.HostExport(_process.service))
+    try:
+        _conclude(handle, buf, 0, plain, local, number, is_lost, waited_s)
+    except PathError as error:
+        return _get_errno(error)
+    except Exception:
+        return errno.EIO
+    return 0
 
 
 def after_fork() -> None:

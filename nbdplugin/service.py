@@ -114,7 +114,7 @@ class HostService:
         self.engine = Engine(self.core, _make_hands(backing, meta) | self.link.hands, patience)
         self.copier = Copier(self.core, self.engine)
         self.clients = 0
-        self.is_compiled = False
+        self.lane = "python"  # how plain requests go: see lane.py
         self._clock = WriteClock(meta.table.header)
         self._control = Control(
             params.control,
@@ -177,7 +177,7 @@ class HostService:
             "copy_rate_bytes_s": self.copier.bucket.rate_bytes_s,
             "latency": self.stats.describe(),
             "limits": self.params.get_limits(),
-            "lane": "compiled" if self.is_compiled else "python",
+            "lane": self.lane,
         }
 
     # --- commands ---
@@ -417,8 +417,9 @@ class PeerService:
         self.target = Target(meta.table, _new_name)
         patience = {Patience.FETCH: params.fetch_timeout_s, Patience.COMMAND: params.link_timeout_s}
         self.engine = Engine(self.target, _make_hands(backing, meta), patience)
-        self.is_compiled = False
+        self.lane = "python"  # how plain requests go: see lane.py
         self._heard_at: float | None = None
+        self.ask_lane: Callable[[], float | None] = lambda: None  # when a request came that went past Python
         self.is_completing = False
         self._told: dict[str, float] = {}
         self._clock = WriteClock(meta.table.header)
@@ -464,11 +465,14 @@ class PeerService:
 
         After a longer silence than the source puts up with, its session is over: what comes then was sent before.
         """
-        now, heard = time.monotonic(), self._heard_at
+        now, heard = time.monotonic(), self._get_heard()
         if heard is not None and now - heard > self._get_silence_most():
             self._expire(now - heard)
         self.is_completing |= isinstance(message, dict) and message.get("op") == "complete"
         self._heard_at = now  # last: until the session is over every thread must find it late
+
+    def _get_heard(self) -> float | None:
+        return max((heard for heard in (self._heard_at, self.ask_lane()) if heard is not None), default=None)
 
     def _get_silence_most(self) -> float:
         """The answer to "complete" takes a sync, and until it has come the source sends no other message."""
@@ -499,7 +503,8 @@ class PeerService:
         with self.engine.lock:
             facts = status.describe(target.table)
             session = target.table.header.session if target.is_open else None
-        heard_s = None if self._heard_at is None else round(time.monotonic() - self._heard_at, 1)
+        heard = self._get_heard()
+        heard_s = None if heard is None else round(time.monotonic() - heard, 1)
         if heard_s is None or heard_s > self._get_silence_most():
             session = None
         counters = {
@@ -529,7 +534,7 @@ class PeerService:
             "counters": counters,
             "latency": self.stats.describe(),
             "limits": self.params.get_limits(),
-            "lane": "compiled" if self.is_compiled else "python",
+            "lane": self.lane,
         }
 
     def _run(self, flow: actions.Flow[Any]) -> dict[str, Any]:

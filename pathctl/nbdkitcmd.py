@@ -64,8 +64,8 @@ def plane(cfg: config.Config, host: db.Host | None, volume: db.Volume, row: db.C
     return common if volume.attached or row is not None else None
 
 
-def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> list[str]:
-    """The whole command, launcher included."""
+def argv(wanted: Plane, nbdkit: str, plugin: str, lane: str | None, found: settings.Settings) -> list[str]:
+    """The whole command, launcher included.  `lane`: the compiled lane, where this nbdkit takes it as a filter."""
     tls = [f"--tls-psk={wanted.psk_file}", "--tls=require"] if wanted.psk_file else []
     parameters = [f"{name}={getattr(found.data, name)}" for name in (*LIMITS, "max_waiters")]
     parameters += [f"log_level={found.log.level}", f"log_lines_per_minute={found.log.lines_per_minute}"]
@@ -76,6 +76,7 @@ def argv(wanted: Plane, nbdkit: str, plugin: str, found: settings.Settings) -> l
         "-t",
         str(THREADS[wanted.role]),
         *tls,
+        *([f"--filter={lane}"] if lane else []),
         "python",
         plugin,
         f"role={wanted.role}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from typing import Any
 
 import nbd
 from waiting import WAIT_S, wait_until
+
+from pathctl import supervise
 
 PLUGIN = Path(__file__).parents[2] / "nbdplugin" / "plugin.py"
 PRIORITY = "[overrides]\ntls-disabled-cipher = chacha20-poly1305\n"
@@ -81,7 +84,9 @@ class Plane:
         settings = {"role": self.role, "volume": self.name, "meta": self.meta, "backing": self.backing}
         settings |= {"control": self.control, **self.params}
         threads = "288" if self.role == "host" else "1"
-        command = ["nbdkit", "--foreground", "-t", threads, *tls, "python", str(PLUGIN)]
+        lane = supervise.find_lane(shutil.which("nbdkit") or "nbdkit", str(PLUGIN))
+        command = ["nbdkit", "--foreground", "-t", threads, *tls, *([f"--filter={lane}"] if lane else [])]
+        command += ["python", str(PLUGIN)]
         command += [f"{key}={value}" for key, value in settings.items()]
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",

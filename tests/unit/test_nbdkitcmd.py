@@ -36,14 +36,14 @@ def test_the_host_is_served_on_a_unix_socket_without_tls():
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, SOURCE)
     assert wanted is not None
     assert (wanted.unix, wanted.address, wanted.port, wanted.psk_file) == ("/r/run/pathctl/v1.sock", None, None, None)
-    assert not [word for word in nbdkitcmd.argv(wanted, "nbdkit", "p.py", settings.Settings()) if "tls" in word]
+    assert not [word for word in nbdkitcmd.argv(wanted, "nbdkit", "p.py", None, settings.Settings()) if "tls" in word]
 
 
 def test_the_peer_is_served_on_the_rows_port_and_only_with_tls_and_the_pairs_key():
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, DESTINATION)
     assert wanted is not None
     assert (wanted.unix, wanted.address, wanted.port) == (None, "10.0.0.1", 7700)
-    words = nbdkitcmd.argv(wanted, "nbdkit", "p.py", settings.Settings())
+    words = nbdkitcmd.argv(wanted, "nbdkit", "p.py", None, settings.Settings())
     assert "--tls=require" in words
     assert "--tls-psk=/r/var/lib/pathctl/keys/psk/p1.psk" in words
 
@@ -52,7 +52,7 @@ def test_the_command_names_the_volume_and_passes_the_settings_of_the_data_plane(
     wanted = nbdkitcmd.plane(CFG, HOST, VOLUME, SOURCE)
     assert wanted is not None
     found = settings.Settings(data=settings.Data(link_timeout_s=7))
-    words = nbdkitcmd.argv(wanted, "/bin/nbdkit", "/p/plugin.py", found)
+    words = nbdkitcmd.argv(wanted, "/bin/nbdkit", "/p/plugin.py", None, found)
     start = words.index("/bin/nbdkit")
     assert words[start:] == [
         "/bin/nbdkit",
