@@ -8,8 +8,9 @@
  * of its steps: so it is a step like those of the flows.  Both are free while data is read, written or awaited.
  * A read that the page cache answers at once changes nothing and is one step by itself: it needs neither lock of ours.
  *
- * Stream: many threads' writes on one NBD connection, pipelined.  Whoever waits for an answer and finds nobody
- * reading reads for all; lock order: libnbd's handle, then the stream's mutex.
+ * Stream: many threads' writes on one NBD connection, pipelined.  Who has something to send and finds
+ * nobody sending sends for all, who waits for an answer and finds nobody reading reads for all; lock order: libnbd's
+ * handle, then the stream's mutex.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -22,6 +23,7 @@
 #include <nbdkit-filter.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
@@ -615,44 +617,50 @@ static void clear_plain(struct plain *plain) {
 
 /* --- streams --- */
 
-struct waiter {
-  pthread_cond_t changed;
-  int is_done, is_waiting, error;
-  struct waiter *next, **at;
+/* One write on a stream.  It is the stream's until it is done, its thread's then: whoever ends it posts to `changed`
+ * only while `is_waiting`, which the thread does not leave without that post. */
+struct request {
+  struct stream *stream;
+  const void *data;
+  size_t length;
+  long long offset;
+  sem_t changed;
+  int is_done, is_waiting, is_submitted, has_baton, error;
+  struct request *next, **at, *next_to_send;
 };
 
-typedef struct {
+typedef struct stream {
   PyObject_HEAD
   PyObject *owner; /* the nbd.NBD that the handle belongs to */
   struct nbd_handle *handle;
   int fd, bell; /* bell: an eventfd, rung when the reader is to look for room in the socket too */
-  pthread_mutex_t mutex, sending;
-  int has_reader;
-  struct waiter *waiters;
+  pthread_mutex_t mutex;
+  int has_reader, has_sender, has_baton; /* baton: somebody was woken to read */
+  struct request *requests, *to_send, **to_send_end;
   long long in_flight, attended, completed; /* requests; attended: being sent or awaited, not written here meanwhile */
   int users; /* writes that have it without a reference; the lane's mutex guards it */
 } Stream;
 
-static void unlink_waiter(Stream *stream, struct waiter *waiter, int error) {
-  waiter->is_done = 1;
-  waiter->error = error;
-  *waiter->at = waiter->next;
-  if (waiter->next != NULL) waiter->next->at = waiter->at;
+/* The stream's mutex is held; 1 if its thread is to be woken once it is free. */
+static int end_request(Stream *stream, struct request *request, int error) {
+  request->is_done = 1;
+  request->error = error;
+  *request->at = request->next;
+  if (request->next != NULL) request->next->at = request->at;
   stream->in_flight--;
   stream->completed++;
+  int is_waiting = request->is_waiting;
+  request->is_waiting = 0;
+  return is_waiting;
 }
-
-struct request {
-  Stream *stream;
-  struct waiter waiter;
-};
 
 static int note_answer(void *data, int *error) {
   struct request *request = data;
-  pthread_mutex_lock(&request->stream->mutex);
-  unlink_waiter(request->stream, &request->waiter, *error);
-  pthread_cond_signal(&request->waiter.changed);
-  pthread_mutex_unlock(&request->stream->mutex);
+  Stream *stream = request->stream;
+  pthread_mutex_lock(&stream->mutex);
+  int is_waiting = end_request(stream, request, *error);
+  pthread_mutex_unlock(&stream->mutex);
+  if (is_waiting) sem_post(&request->changed);
   return 1; /* libnbd forgets the command */
 }
 
@@ -660,7 +668,7 @@ static int is_broken(Stream *stream) {
   return nbd_aio_is_dead(stream->handle) || nbd_aio_is_closed(stream->handle);
 }
 
-static int is_sending(Stream *stream) {
+static int is_full(Stream *stream) {
   return (nbd_aio_get_direction(stream->handle) & LIBNBD_AIO_DIRECTION_WRITE) != 0;
 }
 
@@ -671,52 +679,73 @@ static int has_reader(Stream *stream) {
   return has;
 }
 
-/* What the socket has no room for is the reader's to send, who may not know of it yet.  While there is none, one of
- * those who have something to send does it, and the others go on: they will read when they wait, and answers are read
- * however much is queued. */
+/* What the socket has no room for is the reader's to send, who may not know of it yet.  While there is none, the
+ * sender does it, and the others go on: they will read when they wait, and answers are read however much is queued. */
 static void send_rest(Stream *stream) {
-  if (!is_sending(stream)) return;
-  if (pthread_mutex_trylock(&stream->sending) == 0) {
-    while (is_sending(stream) && !has_reader(stream)) {
-      struct pollfd wanted = {.fd = stream->fd, .events = POLLOUT};
-      poll(&wanted, 1, POLL_MS);
-      if (nbd_aio_notify_write(stream->handle) == -1 && is_broken(stream)) break;
-    }
-    pthread_mutex_unlock(&stream->sending);
+  while (is_full(stream) && !has_reader(stream)) {
+    struct pollfd wanted = {.fd = stream->fd, .events = POLLOUT};
+    poll(&wanted, 1, POLL_MS);
+    if (nbd_aio_notify_write(stream->handle) == -1 && is_broken(stream)) break;
   }
-  if (is_sending(stream) && has_reader(stream)) eventfd_write(stream->bell, 1);
+  if (is_full(stream) && has_reader(stream)) eventfd_write(stream->bell, 1);
+}
+
+static void submit(Stream *stream, struct request *request) {
+  pthread_mutex_lock(&stream->mutex);
+  request->is_submitted = 1;
+  pthread_mutex_unlock(&stream->mutex);
+  nbd_completion_callback answered = {.callback = note_answer, .user_data = request};
+  if (nbd_aio_pwrite(stream->handle, request->data, request->length, (uint64_t)request->offset, answered, 0) != -1)
+    return;
+  int error = nbd_get_errno(), is_waiting = 0;
+  pthread_mutex_lock(&stream->mutex);
+  if (!request->is_done) is_waiting = end_request(stream, request, error ? error : EIO);
+  pthread_mutex_unlock(&stream->mutex);
+  if (is_waiting) sem_post(&request->changed);
+}
+
+/* Everything that waits to be sent, in its order; by one thread at a time, so that no other waits for the handle. */
+static void send_all(Stream *stream) {
+  for (;;) {
+    pthread_mutex_lock(&stream->mutex);
+    struct request *request = stream->to_send;
+    stream->to_send = NULL;
+    stream->to_send_end = &stream->to_send;
+    if (request == NULL) stream->has_sender = 0;
+    pthread_mutex_unlock(&stream->mutex);
+    if (request == NULL) return;
+    while (request != NULL) {
+      struct request *next = request->next_to_send; /* once it is submitted it may end at any time */
+      submit(stream, request);
+      request = next;
+    }
+    if (is_full(stream)) send_rest(stream);
+  }
 }
 
 /* Without the interpreter's lock.  What fails here is told by stream_wait. */
 static void stream_send(Stream *stream, struct request *request, const void *data, size_t length, long long offset) {
-  request->stream = stream;
-  struct waiter *waiter = &request->waiter;
-  pthread_cond_init(&waiter->changed, NULL);
-  waiter->is_done = waiter->is_waiting = waiter->error = 0;
+  *request = (struct request){.stream = stream, .data = data, .length = length, .offset = offset};
+  sem_init(&request->changed, 0, 0);
+  __atomic_add_fetch(&stream->attended, 1, __ATOMIC_RELAXED);
   pthread_mutex_lock(&stream->mutex);
-  waiter->next = stream->waiters;
-  waiter->at = &stream->waiters;
-  if (waiter->next != NULL) waiter->next->at = &waiter->next;
-  stream->waiters = waiter;
+  request->next = stream->requests;
+  request->at = &stream->requests;
+  if (request->next != NULL) request->next->at = &request->next;
+  stream->requests = request;
   stream->in_flight++;
-  stream->attended++;
+  *stream->to_send_end = request;
+  stream->to_send_end = &request->next_to_send;
+  int is_sender = !stream->has_sender;
+  stream->has_sender = 1;
   pthread_mutex_unlock(&stream->mutex);
-  nbd_completion_callback answered = {.callback = note_answer, .user_data = request};
-  if (nbd_aio_pwrite(stream->handle, data, length, (uint64_t)offset, answered, 0) == -1) {
-    int error = nbd_get_errno();
-    pthread_mutex_lock(&stream->mutex);
-    if (!waiter->is_done) unlink_waiter(stream, waiter, error ? error : EIO);
-    pthread_mutex_unlock(&stream->mutex);
-  } else
-    send_rest(stream);
-  pthread_mutex_lock(&stream->mutex);
-  stream->attended--;
-  pthread_mutex_unlock(&stream->mutex);
+  if (is_sender) send_all(stream);
+  __atomic_sub_fetch(&stream->attended, 1, __ATOMIC_RELAXED);
 }
 
 /* What has come, and what could not be sent before (libnbd sends nothing while an answer is half read); 1 if broken. */
 static int read_answers(Stream *stream) {
-  struct pollfd wanted[] = {{.fd = stream->fd, .events = is_sending(stream) ? POLLIN | POLLOUT : POLLIN},
+  struct pollfd wanted[] = {{.fd = stream->fd, .events = is_full(stream) ? POLLIN | POLLOUT : POLLIN},
                             {.fd = stream->bell, .events = POLLIN}};
   poll(wanted, 2, POLL_MS);
   eventfd_t count;
@@ -727,32 +756,46 @@ static int read_answers(Stream *stream) {
   return failed && is_broken(stream);
 }
 
-/* Returns the errno of the answer, 0 if it was good.  Without the interpreter's lock. */
-static int stream_wait(Stream *stream, struct request *request) {
-  struct waiter *waiter = &request->waiter;
-  pthread_mutex_lock(&stream->mutex);
-  stream->attended++;
-  while (!waiter->is_done) {
-    if (stream->has_reader) {
-      waiter->is_waiting = 1;
-      pthread_cond_wait(&waiter->changed, &stream->mutex);
-      waiter->is_waiting = 0;
-      continue;
-    }
+/* The mutex is held, and nobody reads: one of those who wait is to, once it is free. */
+static struct request *find_reader(Stream *stream) {
+  if (stream->has_reader || stream->has_baton) return NULL;
+  struct request *next = stream->requests;
+  while (next != NULL && !next->is_waiting) next = next->next; /* who does not wait yet will read when it does */
+  if (next == NULL) return NULL;
+  next->is_waiting = 0;
+  next->has_baton = stream->has_baton = 1;
+  return next;
+}
+
+/* The mutex is held, before and after. */
+static void read_or_wait(Stream *stream, struct request *request) {
+  if (!stream->has_reader) {
     stream->has_reader = 1;
     pthread_mutex_unlock(&stream->mutex);
     int broken = read_answers(stream);
     pthread_mutex_lock(&stream->mutex);
     stream->has_reader = 0;
-    if (broken && !waiter->is_done) unlink_waiter(stream, waiter, ENOTCONN);
+    if (broken && !request->is_done && request->is_submitted) end_request(stream, request, ENOTCONN);
+    return;
   }
-  struct waiter *next = stream->has_reader ? NULL : stream->waiters;
-  while (next != NULL && !next->is_waiting) next = next->next; /* who does not wait yet will read when it does */
-  if (next != NULL) pthread_cond_signal(&next->changed);
-  stream->attended--;
+  request->is_waiting = 1;
   pthread_mutex_unlock(&stream->mutex);
-  pthread_cond_destroy(&waiter->changed);
-  return waiter->error;
+  while (sem_wait(&request->changed)) continue; /* EINTR */
+  pthread_mutex_lock(&stream->mutex);
+  if (request->has_baton) request->has_baton = stream->has_baton = 0;
+}
+
+/* Returns the errno of the answer, 0 if it was good.  Without the interpreter's lock. */
+static int stream_wait(Stream *stream, struct request *request) {
+  __atomic_add_fetch(&stream->attended, 1, __ATOMIC_RELAXED);
+  pthread_mutex_lock(&stream->mutex);
+  while (!request->is_done) read_or_wait(stream, request);
+  struct request *next = find_reader(stream);
+  pthread_mutex_unlock(&stream->mutex);
+  if (next != NULL) sem_post(&next->changed);
+  __atomic_sub_fetch(&stream->attended, 1, __ATOMIC_RELAXED);
+  sem_destroy(&request->changed);
+  return request->error;
 }
 
 static int stream_init(Stream *self, PyObject *args, PyObject *kwargs) {
@@ -769,7 +812,7 @@ static int stream_init(Stream *self, PyObject *args, PyObject *kwargs) {
   if (self->bell <= 0 && (self->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
     return PyErr_SetFromErrno(PyExc_OSError), -1;
   pthread_mutex_init(&self->mutex, NULL);
-  pthread_mutex_init(&self->sending, NULL);
+  self->to_send_end = &self->to_send;
   return 0;
 }
 
