@@ -38,6 +38,7 @@ DRAINED_S = 10.0
 TELL_AGAIN_S = 600.0
 HEARD_SPARE_S = 2.0  # what a source that is there may be late
 SAVE_CLOCK_S = 30
+_REST = 4  # a checkpoint that takes long is followed by so many times its length of rest, at most so many intervals
 _LENGTH = struct.Struct(">I")
 
 log = logging.getLogger(__name__)
@@ -261,8 +262,11 @@ class HostService:
             self.engine.release_woken()
 
     def _keep_checkpoints(self) -> None:
+        took_s = 0.0
         while True:
-            time.sleep(self.params.checkpoint_s)
+            pause_s = self.params.checkpoint_s
+            time.sleep(min(max(pause_s, _REST * took_s), _REST * pause_s))
+            start = time.monotonic()
             try:
                 with self.engine.lock:
                     is_due = checkpoint.is_due(self.core) and self.core.failed is None
@@ -272,6 +276,7 @@ class HostService:
                     self.engine.run(self.core.write_header())
             except PathError as error:
                 log.warning("volume %s: a checkpoint failed: %s", self.params.volume, error)
+            took_s = time.monotonic() - start
 
     def _checkpoint(self) -> actions.Flow[None]:
         request = Request()
