@@ -6,14 +6,14 @@ What is not well with one pair, volume or peer stands in its own answer.
 import os
 from pathlib import Path
 
-from pathctl import reserve, units
+from pathctl import errors, lanefile, reserve, units
 from pathctl.node import Node
 
 LOW = 16 << 20  # bytes left in the state folder's file system; below, it is told
 
 
 def find(node: Node) -> list[str]:
-    return [*_of_state_folder(node.cfg.state, node.db.reserve), *_of_listening(node)]
+    return [*_of_state_folder(node.cfg.state, node.db.reserve), *_of_listening(node), *_of_lane()]
 
 
 def free_bytes(folder: Path) -> int:
@@ -37,3 +37,11 @@ def _of_listening(node: Node) -> list[str]:
         return []
     where = f"{host.address}:{host.port}"
     return [f"{where} cannot be listened on ({node.listen_error}), so no peer reaches this host; pathctld tries on"]
+
+
+def _of_lane() -> list[str]:
+    try:
+        found = lanefile.find(lanefile.find_nbdkit(), lanefile.find_plugin())
+    except errors.PathctlError as error:
+        return [error.message]
+    return [found.problem] if found.problem else []

@@ -9,18 +9,13 @@ Stopping is drain, SIGKILL, wait: nbdkit's own SIGTERM waits for clients and nev
 import asyncio
 import contextlib
 import contextvars
-import functools
-import importlib.util
 import logging
 import os
-import shutil
 import socket
-import subprocess
-import sysconfig
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pathctl import backings, config, controlclient, errors, logs, nbdkitcmd, process
+from pathctl import backings, config, controlclient, errors, lanefile, logs, nbdkitcmd, process
 from pathctl.errors import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -30,7 +25,6 @@ LIVED_WELL_S = 10.0  # a process that ran this long is started again at once
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 KILL_LIMIT_S = 10.0
-PROBE_S = 30.0  # for nbdkit to say whether it takes the lane
 LOOK_S = 0.005  # a start takes a twentieth of a second: a longer look would be felt
 
 # Must not be waited for by anybody who holds the volume's lock, which it takes: `running` waits for the process only.
@@ -134,9 +128,9 @@ class Keeper:
         await asyncio.to_thread(backings.refuse_in_use, self.plane.backing, managed=self.plane.managed)
         if self._listener is None:
             self._listener = listen(self.plane)
-        nbdkit, plugin = find_nbdkit(), find_plugin()
-        lane = await asyncio.to_thread(find_lane, nbdkit, plugin)
-        argv = nbdkitcmd.argv(self.plane, nbdkit, plugin, lane, self._cfg.settings)
+        nbdkit, plugin = lanefile.find_nbdkit(), lanefile.find_plugin()
+        lane = await asyncio.to_thread(lanefile.find, nbdkit, plugin)
+        argv = nbdkitcmd.argv(self.plane, nbdkit, plugin, lane.file, self._cfg.settings)
         environment = nbdkitcmd.environment(os.environ, self._cfg.priority)
         _remove(self.plane.control)  # a dead process's
         log_file = Path(self.plane.log)
@@ -426,41 +420,3 @@ def _address(listener: socket.socket) -> object:
 
 def _wanted(plane: nbdkitcmd.Plane) -> object:
     return plane.unix if plane.unix is not None else (plane.address, plane.port)
-
-
-def find_nbdkit() -> str:
-    found = shutil.which("nbdkit")
-    if found is None:
-        raise errors.internal("nbdkit is not installed; run scripts/setup")
-    return found
-
-
-def find_lane(nbdkit: str, plugin: str) -> str | None:
-    """The compiled lane beside the plugin if this nbdkit takes it as a filter; it is asked once for each pair of files."""
-    lane = Path(plugin).with_name(f"_lane{sysconfig.get_config_var('EXT_SUFFIX')}")
-    try:
-        return _find_lane(nbdkit, str(lane), os.stat(nbdkit).st_mtime_ns, lane.stat().st_mtime_ns)
-    except OSError as error:
-        log.warning("volumes take the slower way through Python: the compiled lane is not there (%s)", error)
-        return None
-
-
-@functools.lru_cache(maxsize=4)
-def _find_lane(nbdkit: str, lane: str, *_: int) -> str | None:
-    """A filter is for the very version of nbdkit that it was built with."""
-    command = [nbdkit, f"--filter={lane}", "--dump-plugin", "python"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=PROBE_S, text=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip()
-        log.warning("volumes take a slower way: nbdkit does not take the compiled lane (%s); run scripts/setup", told)
-        return None
-    return lane
-
-
-def find_plugin() -> str:
-    """The plugin's file, without importing its package."""
-    spec = importlib.util.find_spec("nbdplugin")
-    if spec is None or not spec.submodule_search_locations:
-        raise errors.internal("the package nbdplugin is not installed; run scripts/setup")
-    return str(Path(next(iter(spec.submodule_search_locations))) / "plugin.py")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import nbd
 from waiting import WAIT_S, wait_until
 
-from pathctl import supervise
+from pathctl import lanefile
 
 PLUGIN = Path(__file__).parents[2] / "nbdplugin" / "plugin.py"
 PRIORITY = "[overrides]\ntls-disabled-cipher = chacha20-poly1305\n"
@@ -84,7 +83,7 @@ class Plane:
         settings = {"role": self.role, "volume": self.name, "meta": self.meta, "backing": self.backing}
         settings |= {"control": self.control, **self.params}
         threads = "288" if self.role == "host" else "1"
-        lane = supervise.find_lane(shutil.which("nbdkit") or "nbdkit", str(PLUGIN))
+        lane = lanefile.find(lanefile.find_nbdkit(), str(PLUGIN)).file
         command = ["nbdkit", "--foreground", "-t", threads, *tls, *([f"--filter={lane}"] if lane else [])]
         command += ["python", str(PLUGIN)]
         command += [f"{key}={value}" for key, value in settings.items()]
