@@ -93,9 +93,9 @@ def test_c_and_python_decide_alike_at_every_step() -> None:
     assert asked["to be concluded"], asked
 
 
-# What only the way past the interpreter's lock has: (what is broken, of _lanemod.c this, so).  Not here, since no seed of
-# 400 shows it: what end_fly asks of session and failed syncs, whose twins in lane.py lanefaults.py plants; that a change
-# of the table is under way; and what may_fly asks of owed tracks without a session, which end_fly asks again.
+# What only the way past the interpreter's lock has: (what is broken, of _lanemod.c this, so).  Not here, since no seed
+# of 400 shows it: what end_fly asks of session and failed syncs, whose twins in lane.py lanefaults.py plants; that a
+# change of the table is under way; and what may_fly asks of owed tracks without a session, which end_fly asks again.
 FAULTS = (
     ("invalid tracks are not looked at", "if (look_at(&self->invalid, fly->first, fly->count) != NONE) return 0;", ""),
     (
