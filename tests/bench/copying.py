@@ -110,9 +110,7 @@ def _measure_share(options: Options, data: Path) -> Iterator[Figure]:
         yield Figure(GROUP, f"{name}, {what}", "s", times[0], "copy of all tracks", times[1], SHARE)
 
 
-def _take_turns(
-    rounds: int, one: Callable[[], Times], other: Callable[[], Times]
-) -> tuple[list[Times], list[Times]]:
+def _take_turns(rounds: int, one: Callable[[], Times], other: Callable[[], Times]) -> tuple[list[Times], list[Times]]:
     """What each took, a time a round; whoever began a round is the second in the next."""
     found: tuple[list[Times], list[Times]] = ([], [])
     for number in range(rounds):
