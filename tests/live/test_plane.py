@@ -47,6 +47,9 @@ def test_sixteen_readers_of_one_invalid_track_cause_one_fetch(make_pair: MakePai
         parts = list(pool.map(read, range(16)))
 
     assert b"".join(parts) == data[3 * TRACK : 4 * TRACK]
+    wait_until(
+        lambda: pair.source.get_status()["invalid"] == 16 * MIB // TRACK - 1, "the rest of the track is here too"
+    )
     assert pair.source.get_status()["counters"]["fetched_tracks"] == 1
     assert pair.destination.get_status()["counters"]["read_bytes"] == TRACK
 
