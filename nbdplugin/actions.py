@@ -73,15 +73,15 @@ class StoreSync(NamedTuple):
     """Everything written is durable; raises StoreFailed."""
 
 
-class StoreExtent(NamedTuple):
-    """Result: (length, is_zero) of the first even piece of the range, at least one byte."""
+class StoreExtents(NamedTuple):
+    """Result: [(length, is_zero), ...] of the first even pieces of the range, one at least, none of them empty."""
 
     offset: int
     length: int
 
 
-class PeerExtent(NamedTuple):
-    """As StoreExtent, at the peer; raises PeerLost, PeerRefused."""
+class PeerExtents(NamedTuple):
+    """As StoreExtents, at the peer; raises PeerLost, PeerRefused."""
 
     session: int
     offset: int

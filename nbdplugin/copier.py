@@ -23,7 +23,6 @@ _IDLE_S = 5.0
 _BUSY_S = 0.01
 _FAILED_S = 1.0
 _ERROR_STANDS_S = 5.0  # while the rest gets over, what does not is tried again and again
-_STRIDE_GROWTH = 8
 _RUN_FIRST = 128 << 10
 _RUN_LEAST = 4 << 10
 _SLOW_S = 0.5  # a run that takes longer is too long for its link: host requests come behind it
@@ -100,14 +99,12 @@ class Bucket:
 
 
 class Copier:
-    """`_cursor` and `_stride` are shared by the workers under the engine's lock."""
+    """`_cursor` is shared by the workers under the engine's lock."""
 
     def __init__(self, core: Core, engine: Engine) -> None:
         self._core = core
         self._engine = engine
         self._cursor = 0
-        self._stride = self._least = max(1, transfer.RUN_BYTES // core.table.geometry.track_size)
-        self._most = max(1, transfer.HOLE_BYTES // core.table.geometry.track_size)
         self._careful: list[Span] = []
         self._is_finishing = False
         self._wake = threading.Condition()
@@ -161,7 +158,7 @@ class Copier:
         moved, found = 0, None
         try:
             with self._engine.lock:
-                found = self._choose()
+                found = self._choose(run_bytes)
             if found is None:
                 return _BUSY_S if self._core.failed is None else _IDLE_S
             start = time.monotonic()
@@ -172,7 +169,7 @@ class Copier:
             raise
         finally:
             self.bucket.settle(run_bytes, moved)
-        self._note_done(found[0], done, moved)
+        self._note_done(found[0], done)
         return 0.0 if done else _BUSY_S
 
     def _is_host_fetching(self) -> bool:
@@ -185,15 +182,21 @@ class Copier:
     def _has_left(self) -> bool:
         return bool(self._core.table.invalid.count or self._core.table.owed.count)
 
-    def _choose(self) -> tuple[Span, bool] | None:
+    def _choose(self, run_bytes: int) -> tuple[Span, bool] | None:
+        """A hole as long as it is known to be, else a run that one turn may move."""
         found = transfer.find_next(self._core, self._cursor)
         if found is None:
             self._cursor = 0
             return None
-        is_careful = any(span.first <= found[0].first < span.end for span in self._careful)
-        run = Span(found[0].first, 1 if is_careful else min(found[0].count, self._stride))
+        run, is_pull = found
+        count, is_hole = transfer.find_even(self._core, run.first, is_pull) or (run.count, False)
+        if any(span.first <= run.first < span.end for span in self._careful):
+            count = 1
+        elif not is_hole:
+            count = min(count, max(1, run_bytes // self._core.table.geometry.track_size))
+        run = Span(run.first, min(run.count, count))
         self._cursor = run.end
-        return run, found[1]
+        return run, is_pull
 
     def _note_failed(self, found: tuple[Span, bool] | None) -> None:
         """A run with something in it that cannot be read is tried again track by track, so that the rest gets over."""
@@ -202,16 +205,11 @@ class Copier:
                 self._careful = [*self._careful[1 - _CAREFUL_MOST :], found[0]]
                 self._cursor = min(self._cursor, found[0].first)
 
-    def _note_done(self, run: Span, done: int, moved: int) -> None:
-        """The cursor goes back to what is left of the run; the stride grows while there are only holes."""
-        with self._engine.lock:
-            if done < run.count:
+    def _note_done(self, run: Span, done: int) -> None:
+        """The cursor goes back to what is left of the run."""
+        if done < run.count:
+            with self._engine.lock:
                 self._cursor = min(self._cursor, run.first + done)
-                self._stride = self._least
-            elif moved == 0:
-                self._stride = min(self._stride * _STRIDE_GROWTH, self._most)
-            else:
-                self._stride = self._least
 
     def _finish(self) -> float:
         with self._engine.lock:

@@ -17,10 +17,11 @@ from nbdplugin.decide import Path
 from nbdplugin.errors import PathError, PathNotReady, PeerRefused, StoreFailed, VolumeFailed
 from nbdplugin.gate import Gate, Ticket
 from nbdplugin.geometry import Span
+from nbdplugin.holes import View
 from nbdplugin.tracks import ACTIVE_MOST, Change, Table
 
 UNFLUSHED_MOST = 1 << 16
-QUEUES = ("admission", "idle", "path", "activation", "table", "checkpoint", "settle", "leave", "distrust")
+QUEUES = ("admission", "idle", "path", "activation", "table", "checkpoint", "settle", "leave", "distrust", "look")
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,6 +105,8 @@ class Core:
         self.is_table_busy = False
         self.is_checkpointing = False
         self.is_settling = False
+        self.is_looking = False
+        self.views: dict[bool, View] = {}  # for the pull (True) and the push, what was last told of holes
         self.to_settle: list[Span] = []
         self.unflushed: set[tuple[int, int]] = set()
         self.flushing: list[set[tuple[int, int]]] = []

@@ -65,7 +65,7 @@ class Link:
         self.hands: dict[type, Callable[[Any], Any]] = {
             actions.PeerRead: self._read,
             actions.PeerWrite: self._write,
-            actions.PeerExtent: self._find_extent,
+            actions.PeerExtents: self._find_extents,
             actions.PeerFlush: self._flush,
             actions.PeerTell: self._tell,
             actions.WriteBoth: self._write_both,
@@ -354,9 +354,9 @@ class Link:
             if stream is not None and self._session is session and not session.is_over.is_set():
                 self.on_stream(session.number, stream)
 
-    def _find_extent(self, action: actions.PeerExtent) -> tuple[int, bool]:
+    def _find_extents(self, action: actions.PeerExtents) -> list[tuple[int, bool]]:
         with self._get(action.session).copy.take() as connection:
-            return connection.find_extent(action.offset, action.length)
+            return connection.find_extents(action.offset, action.length)
 
     def _flush(self, action: actions.PeerFlush) -> None:
         with self._get(action.session).urgent.take() as connection:

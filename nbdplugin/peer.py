@@ -182,8 +182,8 @@ class Connection:
         with self._call(timeout_s):
             self._handle.flush()
 
-    def find_extent(self, offset: int, length: int) -> tuple[int, bool]:
-        """(length, is_zero) of the first even piece of the range, as the peer tells it."""
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """(length, is_zero) of the first even pieces of the range, as the peer tells them; one at least."""
         found: list[int] = []
 
         def note(context: str, start: int, entries: list[int], _error: Any) -> None:
@@ -192,9 +192,13 @@ class Connection:
 
         with self._call():
             self._handle.block_status(length, offset, note)
-        if len(found) < 2 or found[0] <= 0:
-            return length, False
-        return min(found[0], length), bool(found[1] & nbd.STATE_ZERO)
+        pieces = []
+        for count, flags in zip(found[::2], found[1::2], strict=False):
+            if count <= 0 or length <= 0:
+                break
+            pieces.append((min(count, length), bool(flags & nbd.STATE_ZERO)))
+            length -= count
+        return pieces or [(length, False)]
 
     def ask(self, message: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         """Sends a message on a meta export and returns the answer; raises PeerLost if it is none."""

@@ -68,7 +68,7 @@ def _make_hands(backing: Store, meta: MetaFile) -> dict[type, Callable[[Any], An
         actions.StoreRead: lambda a: backing.read(a.offset, a.length, a.into),
         actions.StoreWrite: lambda a: backing.write(a.offset, a.length, a.data),
         actions.StoreSync: lambda a: backing.sync(),
-        actions.StoreExtent: lambda a: backing.find_extent(a.offset, a.length),
+        actions.StoreExtents: lambda a: backing.find_extents(a.offset, a.length),
         actions.WriteTable: lambda a: meta.write(a.change),
     }
 
@@ -335,9 +335,12 @@ class DataExport:
         self._run(self._target.flush(self._session))
 
     def find_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
-        """The first even piece: the source asks piece by piece."""
-        piece, is_hole = self._run(self._target.extent(self._session, offset, length))
-        return [(offset, piece, is_hole)]
+        """(offset, length, is_hole) of the first even pieces."""
+        found = []
+        for count, is_hole in self._run(self._target.extents(self._session, offset, length)):
+            found.append((offset, count, is_hole))
+            offset += count
+        return found
 
     def close(self) -> None:
         """Nothing is held per connection."""

@@ -22,6 +22,7 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 _KEEP_SIZE = 1  # linux/falloc.h
 _PUNCH_HOLE = 2
 _PIECE = 1 << 20
+EXTENTS_MOST = 256
 _ZEROES = bytes(_PIECE)
 
 
@@ -120,6 +121,14 @@ class Store:
             return min(length, os.lseek(self._fd, offset, os.SEEK_HOLE) - offset), False
         except OSError:
             return length, False
+
+    def find_extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """As find_extent, of the first even pieces of the range, at most EXTENTS_MOST."""
+        found: list[tuple[int, bool]] = []
+        while length and len(found) < EXTENTS_MOST:
+            found.append(self.find_extent(offset, length))
+            offset, length = offset + found[-1][0], length - found[-1][0]
+        return found
 
 
 def is_zero(data: bytes | bytearray | memoryview) -> bool:

@@ -182,10 +182,11 @@ class Target:
         finally:
             self.leave(session)
 
-    def extent(self, session: int, offset: int, length: int) -> Flow[tuple[int, bool]]:
+    def extents(self, session: int, offset: int, length: int) -> Flow[list[tuple[int, bool]]]:
+        """See actions.StoreExtents."""
         self.enter(session)
         try:
-            found: tuple[int, bool] = yield actions.StoreExtent(offset, length)
+            found: list[tuple[int, bool]] = yield actions.StoreExtents(offset, length)
             return found
         finally:
             self.leave(session)
@@ -207,26 +208,24 @@ class Target:
         try:
             op = message.get("op") if isinstance(message, dict) else None
             if op in ("begin", "alive"):
-                yield from self._note_spoken(session)
-            if op == "begin":
-                yield from self._begin()
+                yield from self._note_spoken(session, is_begin=op == "begin")
             elif op == "complete":
                 yield from self._complete(message)
-            elif op != "alive":
+            else:
                 raise PeerRefused(f"unknown message {op!r}")
             return {"ok": True}
         finally:
             self.leave(session)
 
-    def _note_spoken(self, session: int) -> Flow[None]:
-        """The source knows that we took this session; one that has forgotten was put back to an older state."""
-        if self.table.header.accepted != session:
-            self.table.header.accepted = session
-            yield from self._write_header()
+    def _note_spoken(self, session: int, is_begin: bool) -> Flow[None]:
+        """The source knows that we took this session; one that has forgotten was put back to an older state.
 
-    def _begin(self) -> Flow[None]:
-        if not self.table.header.incomplete:
-            self.table.header.incomplete = True
+        `is_begin`: it is about to push, too.
+        """
+        header = self.table.header
+        if header.accepted != session or (is_begin and not header.incomplete):
+            header.accepted = session
+            header.incomplete = header.incomplete or is_begin
             yield from self._write_header()
 
     def _complete(self, message: dict[str, Any]) -> Flow[None]:

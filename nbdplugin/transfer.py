@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 
-from nbdplugin import actions, checkpoint
+from nbdplugin import actions, checkpoint, holes
 from nbdplugin.actions import AGAIN, Data, Flow
 from nbdplugin.core import Core, Request
 from nbdplugin.errors import PeerLost, PeerRefused, StoreFailed
@@ -17,6 +17,7 @@ from nbdplugin.geometry import Span
 
 RUN_BYTES = 1 << 20
 HOLE_BYTES = 64 << 20  # a range that a host request may have to wait for
+LOOK_BYTES = 1 << 30
 
 
 def fetch(core: Core, span: Span) -> Flow[None]:
@@ -123,6 +124,43 @@ def find_next(core: Core, cursor: int) -> tuple[Span, bool] | None:
     return None if push is None else (Span(*push), False)
 
 
+def find_even(core: Core, track: int, is_pull: bool) -> tuple[int, bool] | None:
+    """(tracks, are they a hole) of the even piece from this track on, as the last look told; None: look anew.
+
+    What the peer told stands while the turn does: it changes in no track that stays invalid.  What the store told
+    may change with every host write.
+    """
+    view = core.views.get(is_pull)
+    if view is None or view.session != core.session or view.turn != core.turn:
+        return None
+    return view.find(track)
+
+
+def _look(core: Core, track: int, is_pull: bool, session: int) -> Flow[tuple[int, bool] | None]:
+    """As find_even, after a look where none is known; None if the session ended.  One looks for all."""
+    geometry = core.table.geometry
+    while core.session == session:
+        found = find_even(core, track, is_pull)
+        if found is not None:
+            return found
+        if core.is_looking:
+            yield from core.wait("look")
+            continue
+        core.is_looking, turn = True, core.turn
+        try:
+            offset = geometry.get_range(Span(track, 1))[0]
+            length = min(LOOK_BYTES, geometry.size - offset)
+            if is_pull:
+                pieces = yield actions.PeerExtents(session, offset, length)
+            else:
+                pieces = yield actions.StoreExtents(offset, length)
+            core.views[is_pull] = holes.build_view(geometry, track, pieces, session, turn)
+        finally:
+            core.is_looking = False
+            core.wake_all("look")
+    return None
+
+
 def copy_run(
     core: Core, run: Span, is_pull: bool, most_bytes: int | None = None, buffer: memoryview | None = None
 ) -> Flow[tuple[int, int]]:
@@ -139,11 +177,11 @@ def copy_run(
         session = core.session
         if session is None:
             return 0, 0
+        found = yield from _look(core, run.first, is_pull, session)
+        if found is None:
+            return 0, 0
         turn = core.turn
-        offset, length = core.table.geometry.get_range(run)
-        extent = actions.PeerExtent(session, offset, length) if is_pull else actions.StoreExtent(offset, length)
-        piece, is_zero = yield extent
-        run, is_hole = _cut(core, run, piece, is_zero, most_bytes or RUN_BYTES)
+        run, is_hole = _cut(core, run, *found, most_bytes or RUN_BYTES)
         ticket = core.gate.try_enter(*core.table.geometry.get_range(run))
         if ticket is None:
             return run.count, 0
@@ -158,13 +196,10 @@ def copy_run(
         core.depart(request)
 
 
-def _cut(core: Core, run: Span, piece: int, is_zero: bool, most_bytes: int) -> tuple[Span, bool]:
-    """(run, is it a hole): whole tracks of the piece if it is a hole, at most `most_bytes` if it holds data."""
-    size = core.table.geometry.track_size
-    length = core.table.geometry.get_range(run)[1]
-    if is_zero and piece >= min(size, length):
-        return (run if piece >= length else Span(run.first, piece // size)), True
-    return Span(run.first, min(run.count, max(1, most_bytes // size))), False
+def _cut(core: Core, run: Span, count: int, is_hole: bool, most_bytes: int) -> tuple[Span, bool]:
+    """(run, is it a hole): as much of the even piece as belongs to the run, of data at most `most_bytes`."""
+    most = run.count if is_hole else max(1, most_bytes // core.table.geometry.track_size)
+    return Span(run.first, min(run.count, count, most)), is_hole
 
 
 def _copy_in_gate(
@@ -204,13 +239,16 @@ def _get_part(buffer: memoryview | None, length: int) -> memoryview | None:
 
 
 def _push(core: Core, run: Span, is_hole: bool, session: int, buffer: memoryview | None) -> Flow[tuple[int, int]]:
+    distrusts = core.distrusts
+    if is_hole:  # as of the last look; host writes may have passed since
+        pieces = yield actions.StoreExtents(*core.table.geometry.get_range(run))
+        count, is_still = holes.build_view(core.table.geometry, run.first, pieces).find(run.first) or (0, False)
+        if not is_still:
+            core.views.pop(False, None)
+            return 0, 0
+        run = Span(run.first, min(run.count, count))
     offset, length = core.table.geometry.get_range(run)
     extents = core.table.geometry.get_extents(run)
-    distrusts = core.distrusts
-    if is_hole:  # asked before the gate; a host write may have passed since
-        piece, is_zero = yield actions.StoreExtent(offset, length)
-        if not is_zero or piece < length:
-            return 0, 0
     data = None if is_hole else (yield actions.StoreRead(offset, length, _get_part(buffer, length)))
     if core.distrusts != distrusts:
         return 0, 0

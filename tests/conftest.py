@@ -10,10 +10,19 @@ from collections.abc import Generator
 import pytest
 
 SAY = "say"
+LIVE_LIMIT_S = 300  # of a test with real processes; each of its waits has a limit of its own, and says what for
 
 # A shell has what it runs in the background ignore Ctrl-C, and so would every program that a test begins.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_live = item.path.parent.name in ("live", "hosts")
+        if is_live and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIVE_LIMIT_S))
+
 
 Report = pytest.TestReport | pytest.CollectReport
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import lablib
 import psutil
 import pytest
+from waiting import WAIT_S, wait_until
 
+LOST_S = 1.0  # for an answer that does not come
 LISTEN = "import socket; s = socket.create_server(('', 9)); print(flush=True); s.accept()"
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=0.5)"
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 9), timeout=float(sys.argv[2]))"
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def run_lab(lab: lablib.Lab, *words: str) -> "subprocess.CompletedProcess[str]":
         env=os.environ | {"PATHCTL_LAB": lab.name},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
         cwd="/",
     )
@@ -48,11 +50,11 @@ def test_up_again_leaves_the_running_daemons_alone(lab: lablib.Lab) -> None:
     assert [host.pids() for host in lab.hosts.values()] == before
 
 
-def can_connect(lab: lablib.Lab, source: str, target: str) -> bool:
+def can_connect(lab: lablib.Lab, source: str, target: str, limit_s: float = WAIT_S) -> bool:
     with lab.host(target).popen(sys.executable, "-c", LISTEN, stdout=subprocess.PIPE) as listener:
         assert listener.stdout is not None
         listener.stdout.readline()
-        tried = lab.host(source).run(sys.executable, "-c", CONNECT, lab.host(target).address, check=False)
+        tried = lab.host(source).run(sys.executable, "-c", CONNECT, lab.host(target).address, str(limit_s), check=False)
         listener.kill()
     return tried.returncode == 0
 
@@ -61,8 +63,8 @@ def test_a_cut_drops_everything_both_ways_until_it_is_healed(lab: lablib.Lab) ->
     assert can_connect(lab, "alpha", "beta")
     for _ in range(2):  # both may be repeated
         lab.cut()
-        assert not can_connect(lab, "alpha", "beta")
-        assert not can_connect(lab, "beta", "alpha")
+        assert not can_connect(lab, "alpha", "beta", LOST_S)
+        assert not can_connect(lab, "beta", "alpha", LOST_S)
     for _ in range(2):
         lab.heal()
         assert can_connect(lab, "alpha", "beta")
@@ -121,7 +123,7 @@ def test_up_and_down_work_after_everything_was_killed(lab: lablib.Lab) -> None:
     lablib._run("umount", "--lazy", str(place))
     shown = run_lab(lab, "up")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert lab.host("alpha").pathctl("pair", "wait", "v", "--timeout", "20")["pair"]["state"] == "Synchronized"
+    assert lab.host("alpha").pathctl("pair", "wait", "v", "--timeout", "60")["pair"]["state"] == "Synchronized"
     for process in list(lab._processes()):
         os.kill(process.pid, signal.SIGKILL)
     lab.down()
@@ -140,7 +142,7 @@ def test_labs_of_different_names_do_not_meet(lab: lablib.Lab) -> None:
 
 LISTEN_ON = "import socket; s = socket.create_server(('', 9)); print(flush=True); c, _ = s.accept(); print(c.recv(9))"
 TALK = (
-    "import socket, sys; s = socket.create_connection((sys.argv[1], 9), timeout=5); print(flush=True); input(); "
+    "import socket, sys; s = socket.create_connection((sys.argv[1], 9), timeout=60); print(flush=True); input(); "
     "s.send(b'late'); print(s.recv(9))"
 )
 
@@ -166,7 +168,7 @@ def test_what_one_host_sends_can_be_cut_off_alone(lab: lablib.Lab) -> None:
         client.stdin.write("\n")
         client.stdin.flush()
         assert server.stdout.readline() == "b'late'\n"  # alpha is heard, its answer is not
-        assert not can_connect(lab, "alpha", "beta")
+        assert not can_connect(lab, "alpha", "beta", LOST_S)
     lab.cut("alpha")
     assert lab.is_cut()
     lab.heal()
@@ -178,7 +180,7 @@ def test_a_reset_ends_connections_at_both_ends_until_it_is_healed(lab: lablib.La
     with connected(lab) as (client, _server):
         lab.reset()
         assert lab.is_cut()
-        assert "reset" in client.communicate("\n", timeout=20)[0]
+        assert "reset" in client.communicate("\n", timeout=WAIT_S)[0]
     assert not can_connect(lab, "alpha", "beta")
     lab.heal()
     assert can_connect(lab, "alpha", "beta")
@@ -199,9 +201,10 @@ def test_processes_are_found_frozen_and_woken_by_their_names(lab: lablib.Lab) ->
     for what in ("pathctld", "nbdkit:v", "device:v"):
         (pid,) = alpha.find(what)
         assert run_lab(lab, "freeze", "alpha", what).returncode == 0
-        assert psutil.Process(pid).status() == "stopped"
+        process = psutil.Process(pid)
+        wait_until(lambda process=process: process.status() == "stopped", f"{what} is frozen")  # type: ignore[misc]
         assert run_lab(lab, "thaw", "alpha", what).returncode == 0
-        assert psutil.Process(pid).status() != "stopped"
+        wait_until(lambda process=process: process.status() != "stopped", f"{what} is woken")  # type: ignore[misc]
     assert (place / "lost+found").is_dir()
     shown = run_lab(lab, "freeze", "alpha", "nbdkit:other")
     assert shown.stderr == "lab: alpha has no nbdkit:other that runs\n"

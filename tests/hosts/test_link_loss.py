@@ -33,7 +33,7 @@ REWRITTEN = 200 * MIB if IS_FULL else 16 * MIB
 CUT_S = 30.0 if IS_FULL else 3.0
 FROZEN_S = 60.0 if IS_FULL else 2.0
 TRYING_S = 11.0 if IS_FULL else 4.5  # longer than the time-out, and not when TCP sends its SYN again (1, 3, 7, 15 s)
-LIMITS = {} if IS_FULL else {"link_timeout_s": 2}
+LIMITS = {} if IS_FULL else {"link_timeout_s": 3}
 LIMIT_S = 90.0  # for what should take seconds: a busy machine is no failure
 
 
@@ -128,14 +128,14 @@ def test_after_a_cut_under_fio_only_owed_tracks_are_sent(scene: Scene) -> None:
 
 
 def wait_until_at_rest(scene: Scene) -> None:
-    """No write has ended for half a second."""
+    """No write has ended for two seconds."""
     seen: list[tuple[float, int]] = []
 
     def is_at_rest() -> bool:
         written = get_status(scene)["counters"]["write_bytes"]
         if not seen or seen[-1][1] != written:
             seen.append((time.monotonic(), written))
-        return time.monotonic() - seen[-1][0] > 0.5
+        return time.monotonic() - seen[-1][0] > 2.0
 
     wait_until(is_at_rest, "no write is under way", LIMIT_S)
 
@@ -211,9 +211,9 @@ def test_a_cut_is_noticed_and_the_writes_that_waited_complete_here(scene: Scene,
     assert get_pair(scene)["owed"] >= 1
     assert start_write(scene, 4 * TRACK).wait(LIMIT_S) == 0
     assert get_status(scene)["session"] is None
+    wait_until(lambda: reader.count > 10, "reads are answered all the time", LIMIT_S)
     reader.end()
     print(f"{reader.count} reads meanwhile, the longest took {reader.longest_s:.2f} s")
-    assert reader.count > 10
 
     scene.lab.heal()
     scene.alpha.call("pair.resume", pair=scene.name)

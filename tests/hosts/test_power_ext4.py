@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from live.daemons import Daemon, enrol, nbdkits
 from live.faultdisk import PUNCH, SIZE, SYNC, WRITE, Entry, FaultDisk
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 VOLUME = 48 << 20
 INSTANTS = 9
@@ -152,7 +152,7 @@ def live(story: Story) -> None:
         story.begun["end"] = time.monotonic_ns()
     finally:
         writer.kill()
-        writer.wait(20)
+        writer.wait(WAIT_S)
         subprocess.run(["umount", place], check=True, timeout=60)
 
 

@@ -194,12 +194,13 @@ def test_a_host_read_of_an_invalid_track_gets_the_destinations_data(scene: Scene
 
     assert read_device(device, offset, 4096) == data[offset : offset + 4096]
 
-    assert scene.get_plane(scene.beta)["counters"]["fetched_tracks"] == served + 1
+    wait_until(lambda: scene.get_plane(scene.alpha)["invalid"] < invalid, "the whole track is here")
     assert scene.get_plane(scene.alpha)["invalid"] == invalid - 1
+    assert scene.get_plane(scene.beta)["counters"]["fetched_tracks"] == served + 1
     start = offset // TRACK * TRACK
     with scene.alpha.image(scene.name).open("rb") as store:
         store.seek(start)
-        assert store.read(TRACK) == data[start : start + TRACK]  # the whole track is here now
+        assert store.read(TRACK) == data[start : start + TRACK]
 
 
 @statements(12, 24, 33)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ import psutil
 import pytest
 from hosts.load import running_fio, stop_fio
 from hosts.scene import MIB, TRACK, Scene
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 SIZE = 64 * MIB
 EXTENT_TRACKS = 16 * MIB // TRACK
@@ -33,7 +33,11 @@ def scene(request: pytest.FixtureRequest, shared_lab: lablib.Lab, faults: Path) 
 
 
 def load(scene: Scene, device: str, size: int) -> AbstractContextManager[subprocess.Popen[str]]:
-    return running_fio(scene.alpha, device, size, "--bs=4k", "--rate_iops=400", "--runtime=60")
+    return running_fio(scene.alpha, device, size, "--bs=4k", "--rate_iops=400", "--runtime=600")
+
+
+def count_checkpoints(scene: Scene) -> int:
+    return int(scene.get_plane(scene.alpha)["counters"]["checkpoints"])
 
 
 def assert_stores_equal(scene: Scene) -> None:
@@ -93,7 +97,8 @@ def test_a_kill_during_the_copy_costs_no_error_and_the_copy_goes_on(scene: Scene
     with load(scene, device, 4 * MIB) as fio:
         wait_until(lambda: get_pair(scene)[left] < SIZE // TRACK // 2, "half is copied")  # type: ignore[operator]
         scene.alpha.call("pair.set", pair=scene.name, copy_rate_bytes_s=0)
-        time.sleep(2.5)  # two checkpoints: from here on the bound below is exact
+        done = count_checkpoints(scene)
+        wait_until(lambda: count_checkpoints(scene) >= done + 2, "two checkpoints: the bound below is exact")
         before = get_pair(scene)[left]
         kill(scene, victim)
         wait_until(lambda: get_pair(scene)["session"], "the path is ready again")
@@ -146,7 +151,7 @@ def test_reads_of_valid_tracks_go_on_while_a_hundred_requests_wait_for_a_peer_th
             assert get_pair(scene)["waiting"] == 100
             assert not any(future.done() for future in waiting)
             scene.lab.heal()
-            assert [future.result(30) for future in waiting] == [4096] * 100
+            assert [future.result(WAIT_S) for future in waiting] == [4096] * 100
     finally:
         scene.lab.heal()
 
@@ -157,5 +162,7 @@ def test_a_volume_at_rest_gives_back_the_memory_of_its_busy_time(scene: Scene) -
     process = psutil.Process(scene.get_volume(scene.alpha)["pid"])
     command = ["fio", "--name=load", f"--filename={device}", "--rw=randwrite", "--bs=1m", "--ioengine=libaio"]
     scene.alpha.run(*command, "--direct=1", "--iodepth=64", f"--size={4 * SIZE}", "--loops=4")
-    assert process.memory_info().rss > 60 * MIB  # a megabyte for each of its threads that was used
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert peak is not None
+    assert int(peak[1]) << 10 > 60 * MIB  # a megabyte for each of its threads that was used
     wait_until(lambda: process.memory_info().rss < 30 * MIB, "30 MiB")

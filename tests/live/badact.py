@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
 from live import badscene
 from live.badscene import Outcome, Scene
 from waiting import WAIT_S, wait_until
@@ -105,6 +106,18 @@ def interrupt(typed: subprocess.Popen[bytes], command: Sequence[str]) -> Outcome
     out, err = typed.communicate(timeout=WAIT_S)
     code = 128 + signal.SIGINT if typed.returncode == -signal.SIGINT else typed.returncode
     return Outcome(tuple(command), code, out.decode(), err.decode())
+
+
+def interrupted_while_it_waits(scene: Scene, command: Sequence[str]) -> Outcome:
+    """Ctrl-C once the command has been seen to ask pathctld."""
+    typed = start(command)
+    wait_until(lambda: is_asking(typed), "the command asks pathctld")
+    return interrupt(typed, command)
+
+
+def is_asking(typed: subprocess.Popen[bytes]) -> bool:
+    assert typed.poll() is None, typed.communicate()
+    return bool(psutil.Process(typed.pid).net_connections("unix"))
 
 
 # -- two at the same time -----------------------------------------------------------------------------------

@@ -540,7 +540,7 @@ INTERRUPTED = [
         ("events --follow", "pair wait apaired --for Suspended"),
         INTERRUPT,
         "interrupted",
-        act=badact.interrupted_after(1.0),
+        act=badact.interrupted_while_it_waits,
         has_json=False,
     ),
 ]

@@ -118,7 +118,7 @@ class Scene:
 def run(argv: Sequence[str], **options: Any) -> Outcome:
     """One command as a process of its own; not a terminal at any end, unless the options say so."""
     piped: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    done = subprocess.run(argv, **(piped | options), timeout=60, check=False)
+    done = subprocess.run(argv, **(piped | options), timeout=WAIT_S, check=False)
     out, err = ((stream or b"").decode(errors="surrogateescape") for stream in (done.stdout, done.stderr))
     return Outcome(tuple(argv), done.returncode, out, err)
 
@@ -127,7 +127,7 @@ def run(argv: Sequence[str], **options: Any) -> Outcome:
 
 
 def _read(root: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{root}/var/lib/pathctl/pathctl.db?mode=ro", uri=True)
+    return sqlite3.connect(f"file:{root}/var/lib/pathctl/pathctl.db?mode=ro", uri=True, timeout=WAIT_S)
 
 
 def state(root: Path) -> dict[str, Any]:

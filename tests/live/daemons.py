@@ -6,6 +6,8 @@ same root; `stop_all` ends it with everything it started.
 
 from __future__ import annotations
 
+import errno
+import functools
 import itertools
 import os
 import signal
@@ -26,19 +28,45 @@ BIN = Path(sys.executable).parent
 SIZE = 8 << 20  # bytes, of make_volumes
 
 
+class _Ports:
+    """Ports that are this process's alone, below those that the kernel gives away: nobody takes one that is not in use.
+
+    A block of them is claimed by a socket bound to its first; each daemon has a part, which is taken again when four
+    later ones have come.
+    """
+
+    FIRST, BLOCKS, BLOCK, PART = 22_100, 50, 201, 50
+
+    def __init__(self) -> None:
+        self._parts = itertools.count()
+        self._probes = itertools.count()
+        self._claim = socket.socket()
+        for number in range(self.BLOCKS):
+            self._first = self.FIRST + (os.getpid() + number) % self.BLOCKS * self.BLOCK
+            try:
+                self._claim.bind(("127.0.0.1", self._first))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise AssertionError("all blocks of ports are claimed")
+
+    def take_part(self) -> int:
+        """The first of a daemon's own ports; of each part the last ten are not a daemon's."""
+        return self._first + 1 + next(self._parts) % 4 * self.PART
+
+    def take_one(self) -> int:
+        """For anything else."""
+        number = next(self._probes) % 40
+        return self._first + 1 + number // 10 * self.PART + self.PART - 10 + number % 10
+
+
+_ports = _Ports()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-_numbers = itertools.count()
-
-
-def _find_data_port() -> int:
-    """The first of a daemon's own data ports: nobody beside it must take one while its volume's process is down."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    block = os.getppid() % 50 * 2 + worker % 2  # two workers of one run, and runs side by side
-    return 10_000 + block * 200 + next(_numbers) % 4 * 50
+    """One that nobody uses and nobody else is given, for a while."""
+    return _ports.take_one()
 
 
 class Daemon:
@@ -48,18 +76,20 @@ class Daemon:
         self.name, self.root = name, folder / name
         self.faults = folder / f"{name}-faults"
         self.faults.mkdir()
-        self.port, self.data_port = free_port(), _find_data_port()
+        self.port = _ports.take_part()
+        self.data_port, self.data_port_last = self.port + 1, self.port + _Ports.PART - 11
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
         settings = self.root / "etc/pathctl/pathctl.toml"
         settings.parent.mkdir(parents=True)
         settings.write_text(
-            "[timeouts]\nretry_s = 0.2\npeer_look_s = 2.0\n"
-            f"[data]\nport_first = {self.data_port}\nport_last = {self.data_port + 49}\n"
+            "[timeouts]\nretry_s = 0.2\nstatus_s = 5.0\n"  # who is held up for some seconds is still there
+            f"[data]\nport_first = {self.data_port}\nport_last = {self.data_port_last}\n"
         )
 
-    def start(self) -> Daemon:
+    def start(self, is_heard: bool = True) -> Daemon:
+        """Answers, and unless told otherwise peers are heard too, if it has a name."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [BIN / "pathctld", "--root", self.root],
@@ -69,7 +99,23 @@ class Daemon:
                 stderr=log,
             )
         wait_until(self._is_answering, f"pathctld {self.name} answers; see {self.log}")
+        port = self._get_port() if is_heard else None
+        if port is not None:
+            wait_until(functools.partial(self._is_listening, port), f"{self.name} listens for peers; see {self.log}")
         return self
+
+    def _get_port(self) -> int | None:
+        """Where its peers are to find it; None before it has a name."""
+        try:
+            return int(self.call("host.show")["host"]["port"])
+        except errors.PathctlError:
+            return None
+
+    def _is_listening(self, port: int) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        found = psutil.Process(self.process.pid).net_connections("tcp")
+        return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in found)
 
     def _is_answering(self) -> bool:
         assert self.process is not None

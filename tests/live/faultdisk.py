@@ -32,7 +32,7 @@ from live.faultserver import CREATE, ENTRY, FAILED, LINK, PUNCH, RENAME, SIZE, S
 __all__ = ["CREATE", "FAILED", "LINK", "PUNCH", "RENAME", "SIZE", "SYNC", "UNLINK", "WRITE"]
 __all__ += ["Entry", "FaultDisk", "read_record"]
 OPS = ("read", "write", "sync", "fallocate")
-_WAIT_S = 20.0
+_WAIT_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

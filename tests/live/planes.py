@@ -186,7 +186,7 @@ class Pair:
         self.connect(invalid)
         self.link(port)
         self.source.ask("set", copy_rate_bytes_s=rate)
-        self.source.ask("greet", pair=self.uuid, timeout_s=5)
+        self.source.ask("greet", pair=self.uuid, timeout_s=WAIT_S)
         self.source.ask("commit", operation="op", pair=self.uuid, invalid=invalid, force=force)
 
     def wait_up(self) -> None:

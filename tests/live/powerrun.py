@@ -20,7 +20,7 @@ import nbd
 from live.faultdisk import Entry, FaultDisk
 from live.planes import Pair, Plane
 from live.powerhistory import SECTOR, History, Wrote, find_number, make_data
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 MIB = 1 << 20
 TRACK = 4096
@@ -132,7 +132,7 @@ class Writer:
 
     def stop(self) -> None:
         self.end()
-        self._thread.join(60)
+        self._thread.join(WAIT_S)
         assert not self._thread.is_alive(), "a writer does not end"
         if self.error is not None:
             raise self.error
@@ -249,7 +249,7 @@ class PowerRun:
         self.pair.connect(self.invalid)
         self._link()
         self.source.ask("set", copy_rate_bytes_s=MIB)
-        self.source.ask("greet", pair=self.pair.uuid, timeout_s=5)
+        self.source.ask("greet", pair=self.pair.uuid, timeout_s=WAIT_S)
         self.ran.commit_begun_ns = time.monotonic_ns()
         self.source.ask("commit", operation="op", pair=self.pair.uuid, invalid=self.invalid, force=False)
         self.ran.committed_ns = time.monotonic_ns()

@@ -6,6 +6,7 @@ Its buffers are small, so that the sender feels the rate, which all connections 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from types import TracebackType
@@ -25,7 +26,8 @@ class SlowProxy:
         self.port = int(self._listener.getsockname()[1])
         self._sockets = [self._listener]
         self._is_over = threading.Event()
-        self._turn = threading.Lock()
+        self._turn = threading.Condition()
+        self._tickets, self._served = itertools.count(), 0
         self._closing = threading.Lock()
 
     def __enter__(self) -> SlowProxy:
@@ -34,6 +36,8 @@ class SlowProxy:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._is_over.set()
+        with self._turn:
+            self._turn.notify_all()
         with self._closing:
             for one in self._sockets:
                 with contextlib.suppress(OSError):
@@ -78,7 +82,12 @@ class SlowProxy:
                     self._sockets.remove(one)
 
     def _wait_turn(self, count: int) -> None:
-        """One piece at a time, each as long as the rate makes it."""
+        """One piece at a time, in the order in which they came, each as long as the rate makes it."""
         with self._turn:
-            while count > 0 and not self._is_over.wait(min(_TURN_S, count / max(self.rate_bytes_s, 1))):
-                count -= int(self.rate_bytes_s * _TURN_S)
+            ticket = next(self._tickets)
+            self._turn.wait_for(lambda: self._served == ticket or self._is_over.is_set())
+        while count > 0 and not self._is_over.wait(min(_TURN_S, count / max(self.rate_bytes_s, 1))):
+            count -= int(self.rate_bytes_s * _TURN_S)
+        with self._turn:
+            self._served += 1
+            self._turn.notify_all()

@@ -56,6 +56,11 @@ def write(host: Daemon, volume: str, track: int, letter: bytes) -> None:
     handle.shutdown()
 
 
+def wait_incomplete(beta: Daemon) -> None:
+    """vb's process has it on disk that the volume lacks data, which comes a moment after the path is ready."""
+    wait_until(lambda: beta.volume("vb")["incomplete"], "vb knows that it is incomplete")
+
+
 def track(host: Daemon, volume: str, number: int) -> bytes:
     """The first byte of a track, as it lies in the backing."""
     with host.image(volume).open("rb") as file:

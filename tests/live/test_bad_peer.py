@@ -20,7 +20,7 @@ import psutil
 import pytest
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Pair, Plane
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 TRACK = 65536
 META_SIZE = 64 << 10
@@ -58,13 +58,13 @@ class Liar:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(WAIT_S)
 
 
 @pytest.fixture
 def pair(make_pair: MakePair) -> Pair:
     """Not created yet."""
-    return make_pair(size=SIZE, source_data=os.urandom(MIB), destination_data=os.urandom(MIB), link_timeout_s=2)
+    return make_pair(size=SIZE, source_data=os.urandom(MIB), destination_data=os.urandom(MIB))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_no_pair_is_made_with_a_peer_whose_answer_makes_no_sense(pair: Pair, lia
     for kind in (*RAW, *REPLIES):
         say(liar, kind)
         with pytest.raises(ControlError) as refused:
-            pair.source.ask("greet", pair=pair.uuid, timeout_s=5)
+            pair.source.ask("greet", pair=pair.uuid, timeout_s=WAIT_S)
         assert len(str(refused.value)) < 700, kind
         assert "Traceback" not in str(refused.value)
         assert get_facts(pair.source) == before, kind
@@ -151,10 +151,10 @@ def test_no_pair_is_made_with_a_peer_whose_answer_makes_no_sense(pair: Pair, lia
             pair.source.ask("commit", operation="op", pair=pair.uuid, invalid=invalid)
     liar.say({}, meta_size=META_SIZE + 512)
     with pytest.raises(ControlError, match=f"{META_SIZE + 512} bytes instead of {META_SIZE}"):
-        pair.source.ask("greet", pair=pair.uuid, timeout_s=5)
+        pair.source.ask("greet", pair=pair.uuid, timeout_s=WAIT_S)
     assert get_facts(pair.source) == before
     pair.link()
-    pair.source.ask("greet", pair=pair.uuid, timeout_s=5)
+    pair.source.ask("greet", pair=pair.uuid, timeout_s=WAIT_S)
     pair.source.ask("commit", operation="op", pair=pair.uuid, invalid=invalid)
     pair.wait_synchronized()
     assert pair.source.read_store() == pair.destination.read_store()
@@ -189,8 +189,15 @@ def lose_peer(pair: Pair) -> None:
     wait_until(lambda: pair.source.get_status()["session"] is None, "the loss is noticed")
 
 
-def wait_shown(pair: Pair, said: str) -> None:
-    wait_until(lambda: said in (pair.source.get_status()["link_error"] or ""), f"{said!r} is shown")
+def wait_shown(pair: Pair, said: str) -> dict[str, Any]:
+    """The status that shows it."""
+
+    def shown() -> dict[str, Any] | None:
+        status = pair.source.get_status()
+        return status if said in (status["link_error"] or "") else None
+
+    found: dict[str, Any] = wait_until(shown, f"{said!r} is shown")
+    return found
 
 
 def find_lines(pair: Pair, said: str) -> list[str]:
@@ -211,8 +218,7 @@ def test_a_pair_whose_peer_talks_nonsense_goes_on_here_and_says_so_once(pair: Pa
         say(liar, kind)
         lines = len(read_log(pair.source))
         try_three_times(pair, liar)
-        wait_shown(pair, said)
-        status = pair.source.get_status()
+        status = wait_shown(pair, said)
         assert (status["session"], len(status["link_error"]) < 700) == (None, True), kind
         told = read_log(pair.source)[lines:]
         assert len(told) <= 3, told
@@ -222,7 +228,7 @@ def test_a_pair_whose_peer_talks_nonsense_goes_on_here_and_says_so_once(pair: Pa
             handle.flush()
             assert handle.pread(4096, 0) == b"n" * 4096
     for said in set(TELLING.values()):
-        assert any(said in line for line in read_log(pair.source)), said
+        wait_until(functools.partial(find_lines, pair, said), f"{said!r} is logged")
     assert pair.source.get_status()["pid"] == pid
     check_together_again(pair)
 
@@ -335,7 +341,7 @@ def test_a_greeting_that_does_not_fit_is_refused_and_leaves_the_real_session_alo
         for _ in range(3):
             answer = greet(live, make_greeting(live, **changed))
             assert answer["verdict"] == verdict, (kind, answer)
-    told = read_log(live.destination)[lines:]
+    told = read_log(live.destination)[lines:]  # before the answer
     verdicts = {verdict for _, verdict in WRONG.values()}
     assert sorted(re.findall(r"\((\w+)\)", " ".join(told))) == sorted(verdicts), told
     check_undisturbed(live, before, session)

@@ -19,7 +19,7 @@ import pytest
 from live.conftest import MIB
 from live.daemons import Daemon
 from live.planes import Plane
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from nbdplugin import layout, metafile
 from nbdplugin.errors import TableDamaged
@@ -352,7 +352,7 @@ def plane(make_plane: Callable[..., Plane]) -> Plane:
 
 def show(plane: Plane) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nbdplugin.format", "show", "--meta", str(plane.meta)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -400,7 +400,7 @@ def test_files_of_two_volumes_that_were_swapped_are_refused_and_put_back_they_se
     wait_until(lambda: "another volume" in (alpha.volume("one")["failed"] or ""), "the process says why")
     wait_until(lambda: "another volume" in (alpha.volume("two")["failed"] or ""), "and who reads the file")
     swap(one, two)
-    wait_until(lambda: alpha.volume("one")["pid"] and not alpha.volume("one")["failed"], "it serves again", 60)
+    wait_until(lambda: alpha.volume("one")["pid"] and not alpha.volume("one")["failed"], "it serves again")
     assert alpha.volume("two")["failed"] is None
 
 

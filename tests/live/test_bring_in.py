@@ -57,6 +57,8 @@ def mounted(source, tmp_path):
         yield folder
     finally:
         run("umount", folder)
+        if not str(source).startswith("/dev/"):
+            wait_until(lambda: not run("losetup", "--associated", source), "its loop device has gone")
 
 
 def files(folder):

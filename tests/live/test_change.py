@@ -10,7 +10,7 @@ import threading
 import psutil
 import pytest
 from live.daemons import BIN, SIZE, make_volumes
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
@@ -209,7 +209,7 @@ def test_a_half_is_freed_without_the_other_host_and_says_whether_its_data_is_com
         other.stop_all()
     try:
         plan = host.call("pair.delete", pair=name, half=True, dry_run=True)["plan"]
-        answer = host.call("pair.delete", pair=name, half=True, limit_s=30.0)["pair"]
+        answer = host.call("pair.delete", pair=name, half=True, limit_s=WAIT_S)["pair"]
         check_left(host, name, plan, answer, is_whole=(survivor, wanted) not in INCOMPLETE)
     finally:
         thaw(pids)
@@ -254,21 +254,23 @@ def test_a_half_is_freed_while_the_pair_is_being_created(hosts, survivor, step):
     host, other, name = (alpha, beta, "va") if survivor == "alpha" else (beta, alpha, "vb")
     other.kill()
     pause.unlink()
-    runner.join(60)
-    with contextlib.suppress(PathctlError):
-        host.call("pair.delete", pair=name, half=True)
-    wait_until(lambda: host.rows() == [{"volume": name}], "the volume is free")
+    runner.join(WAIT_S)
+    free(host, name)
     other.start()
-    if host is beta:
-        if alpha.call("pair.list")["pairs"]:
-            alpha.call("pair.delete", pair="va", half=True)
-        wait_until(lambda: alpha.rows() == [{"volume": "va"}], "the other half goes too")
-    else:
-        with contextlib.suppress(PathctlError):
-            beta.call("pair.delete", pair="vb", half=True)
-        wait_until(lambda: beta.rows() == [{"volume": "vb"}], "the other half goes too")
+    free(other, "vb" if host is alpha else "va")
     create(alpha)
     wait_state(alpha, "Synchronized")
+
+
+def free(host, name):
+    """Its half, whatever has become of the pair: what was cut off may be at its end, or be ended, at the same time."""
+
+    def is_free():
+        with contextlib.suppress(PathctlError):
+            host.call("pair.delete", pair=name, half=True)
+        return host.rows() == [{"volume": name}]
+
+    wait_until(is_free, f"{host.name}:{name} is free")
 
 
 def try_create(host):
@@ -375,7 +377,7 @@ def race(*calls):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(WAIT_S)
         assert not thread.is_alive(), "no deadlock"
     return found
 

@@ -19,9 +19,9 @@ def small(tmp_path):
     """A file system of 8 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "pathctl-test", folder], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "pathctl-test", folder], check=True, timeout=60)
     yield folder
-    subprocess.run(["umount", folder], check=True, timeout=10)
+    subprocess.run(["umount", folder], check=True, timeout=60)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Block devices made of real nbdkit, FUSE and loop.  Needs root."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import WAIT_S, wait_until
 
 from pathctl import devices
 
@@ -49,14 +51,14 @@ class Served:
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(WAIT_S)
 
     def close(self) -> None:
         self.kill()
         if self._listener is not None:
             self._listener.close()
 
-    def attach(self, limit_s: float = 5.0) -> devices.Device:
+    def attach(self, limit_s: float = WAIT_S) -> devices.Device:
         return asyncio.run(devices.attach(self.socket, self.fuse, self.link, self.log, limit_s=limit_s))
 
     def detach(self) -> None:
@@ -147,32 +149,50 @@ def test_the_device_lives_through_a_kill_of_nbdkit(served: Served) -> None:
     with pytest.raises(subprocess.TimeoutExpired):  # held, not failed
         writer.wait(0.3)
     served.start()
-    assert writer.wait(10) == 0
+    assert writer.wait(WAIT_S) == 0
 
 
-@pytest.mark.parametrize("kills", [0, 3])
-def test_many_writes_at_once_reach_the_store_as_they_were_written(served: Served, kills: int) -> None:
+MANY = ["--rw=randwrite", "--bsrange=4k-4M", "--iodepth=16", "--size=64M", "--ioengine=libaio", "--direct=1"]
+VERIFIED = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
+
+
+def test_many_writes_at_once_reach_the_store_as_they_were_written(served: Served) -> None:
     device = served.attach()
-    job = [
-        "--rw=randwrite",
-        "--bsrange=4k-4M",
-        "--iodepth=16",
-        "--size=64M",
-        "--loops=8",
-        "--ioengine=libaio",
-        "--direct=1",
-    ]
+    job = ["fio", "--name=many", f"--filename={device.path}", *MANY, *VERIFIED, "--loops=8", "--minimal"]
+    subprocess.run(job, stdout=subprocess.DEVNULL, cwd=served.folder, check=True, timeout=100)
+
+
+def wait_written(served: Served, times: int) -> None:
+    """The store has been written to so many times, and more."""
+    for _ in range(times):
+        last = served.backing.stat().st_mtime_ns
+        wait_until(lambda last=last: served.backing.stat().st_mtime_ns != last, "the store is written to")  # type: ignore[misc]
+
+
+def test_many_writes_at_once_reach_the_store_although_nbdkit_is_killed(served: Served) -> None:
+    device = served.attach()
+    until_told = ["--verify_backlog=16", "--time_based", "--runtime=600", "--output-format=json"]
     fio = subprocess.Popen(
-        ["fio", "--name=many", f"--filename={device.path}", *job, "--verify=crc32c", "--verify_fatal=1", "--minimal"],
-        stdout=subprocess.DEVNULL,
+        ["fio", "--name=many", f"--filename={device.path}", *MANY, *VERIFIED, *until_told],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=served.folder,
+        text=True,
     )
-    for _ in range(kills):
-        with pytest.raises(subprocess.TimeoutExpired):
-            fio.wait(0.2)
-        served.kill()
-        served.start()
-    assert fio.wait(60) == 0
+    try:
+        for _ in range(3):
+            wait_written(served, 10)
+            served.kill()
+            served.start()
+        wait_written(served, 40)
+        fio.send_signal(signal.SIGINT)
+        told, _ = fio.communicate(timeout=WAIT_S)
+    finally:
+        fio.kill()
+        fio.wait(WAIT_S)
+    (job,) = json.loads(told[told.index("{") : told.rindex("}") + 1])["jobs"]
+    assert (job["error"], "verify:" in told) == (0, False), told
+    assert min(job["write"]["total_ios"], job["read"]["total_ios"]) > 0, "what was read back is what was verified"
 
 
 def test_detach_is_refused_while_the_device_is_mounted(served: Served) -> None:
@@ -202,7 +222,7 @@ def test_detach_is_refused_while_somebody_has_the_device_open(served: Served, fl
     with pytest.raises(devices.DeviceError, match=rf"python3\S* \(pid {holder.pid}\)"):
         served.detach()
     assert devices.is_alive(device)
-    holder.communicate(b"\n", timeout=10)
+    holder.communicate(b"\n", timeout=WAIT_S)
     served.detach()
     assert served.litter() == []
 
@@ -220,13 +240,13 @@ def test_attach_after_the_server_was_killed_makes_a_new_device(served: Served) -
 
 
 def wait_until_ended(pid: int) -> None:
-    for _ in range(500):
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        os.sched_yield()
-        subprocess.run(["sleep", "0.01"], check=True)
-    pytest.fail(f"process {pid} still runs")
+    def has_ended() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(has_ended, f"process {pid} has ended")
 
 
 def test_a_loop_device_left_over_a_plain_file_is_replaced(served: Served) -> None:

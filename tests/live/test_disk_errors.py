@@ -8,7 +8,7 @@ from live import splits
 from live.daemons import BIN, Daemon, enrol
 from live.faultdisk import FaultDisk
 from live.splits import SIZE, TRACK, wait_state
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl import config
 
@@ -61,7 +61,7 @@ def test_a_read_error_is_answered_with_the_other_sides_data_and_told_loudly(host
     assert "the disk under volume va on this host fails" in why["meaning"]
     assert "put the data on a good one before the other side is lost too" in why["next"]
     status = [BIN / "pathctl", "--root", alpha.root, "status"]
-    told = subprocess.run(status, capture_output=True, text=True, timeout=20, check=True).stdout
+    told = subprocess.run(status, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
     assert f"! volume va: its disk failed to read {counters['read_errors']} times" in told
     assert len(failing(alpha)) == 1, "not one for each"
     disk.heal()

@@ -7,6 +7,7 @@ import ssl
 
 import pytest
 from live.daemons import Daemon, enrol
+from waiting import WAIT_S
 
 from pathctl import config, pki
 from pathctl.errors import ErrorCode, PathctlError
@@ -27,7 +28,7 @@ def init(*hosts):
 
 def post(host, verb, body, context):
     """One request to a host's TLS port -> status and answer."""
-    connection = http.client.HTTPSConnection("127.0.0.1", host.port, timeout=5, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", host.port, timeout=WAIT_S, context=context)
     try:
         connection.request("POST", f"/v1/peer/{verb}", json.dumps(body))
         response = connection.getresponse()

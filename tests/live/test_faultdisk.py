@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from live import faultdisk
 from live.faultdisk import FaultDisk
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 PUNCH_HOLE, KEEP_SIZE = 2, 1
 MIB = 1 << 20
@@ -153,7 +153,7 @@ def test_a_test_that_is_killed_leaves_no_mount(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", code, folder], env=environment, stdout=subprocess.PIPE, timeout=20, check=False
+        [sys.executable, "-c", code, folder], env=environment, stdout=subprocess.PIPE, timeout=WAIT_S, check=False
     )
     assert done.returncode == -signal.SIGKILL
     server = int(done.stdout)

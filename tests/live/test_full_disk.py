@@ -353,6 +353,16 @@ def pair_rows(hosts: Hosts) -> list[object]:
     return found
 
 
+def left_of(hosts: Hosts) -> set[str]:
+    """The kinds of files of the new volumes."""
+    folders = [host.root / "var/lib/pathctl" for host in hosts.all.values()]
+    return {path.suffix for folder in folders for path in folder.glob("*/*step.*")}
+
+
+def count_keys(hosts: Hosts) -> set[int]:
+    return {len(found["files of keys"]) for found in hosts.rows().values()}
+
+
 def states_of(host: Daemon, volume: str) -> list[str]:
     return [row["state"] for row in host.call("connection.list")["connections"] if row["volume"] == volume]
 
@@ -388,9 +398,8 @@ def test_a_create_on_a_disk_that_fills_up_leaves_all_or_nothing_and_needs_no_hel
     is_there = pair_rows(hosts) == BOTH
     assert is_there or ended[0].code, "what was said to be done is there"
     if not is_there:
-        left = [path for host in hosts.all.values() for path in (host.root / "var/lib/pathctl").glob("*/*step.*")]
-        assert {path.suffix for path in left} <= {".log"}
-        assert {len(found["files of keys"]) for found in hosts.rows().values()} == {KEYS}
+        wait_until(lambda: left_of(hosts) <= {".log"}, "no file of the new volumes is left")
+        wait_until(lambda: count_keys(hosts) == {KEYS}, "no key of the new pair is left")
     found = hosts.run("alpha", *CREATE.split())
     assert found.code == 0, found.err
     hosts.wait_synchronized()

@@ -35,16 +35,16 @@ def test_what_was_copied_in_part_is_refused_until_it_is_accepted_and_is_exactly_
         before[name] = os.urandom(SIZE)
         host.image(name).write_bytes(before[name])
     alpha.call("pair.create", source="va", destination="beta:vb", invalidate="destination", copy_rate_bytes_s=0)
-    shown = alpha.call("pair.set", pair="va", copy_rate_bytes_s=4 << 20)["pair"]
-    wait_until(lambda: alpha.call("pair.show", pair="va")["pair"]["owed"] < TRACKS * 2 // 3, "a third is copied")
+    alpha.call("pair.set", pair="va", copy_rate_bytes_s=512 << 10)  # what is left takes many times a test's own delays
+    wait_until(lambda: alpha.call("pair.show", pair="va")["pair"]["owed"] < TRACKS * 5 // 6, "a sixth is copied")
     splits.write(alpha, "va", TRACKS - 1, b"A")  # of a track that was not copied: it stays owed
     alpha.call("pair.set", pair="va", copy_rate_bytes_s=0)
     wait_until(lambda: not _is_copying(alpha), "the copy stands still")
-    shown = alpha.call("pair.show", pair="va")["pair"]
-    assert TRACKS // 3 < shown["copied_tracks"] < TRACKS
     alpha.kill()
     for pid in nbdkits(alpha.root):
         os.kill(pid, signal.SIGKILL)
+    copied = beta.volume("vb")["counters"]["copied_bytes"] // TRACK  # nobody is there to send more
+    assert TRACKS // 6 <= copied < TRACKS
     said = beta.call("pair.why", pair="vb")["why"]
     assert "The copy on this host's volume is incomplete" in said["safe"]
     assert "is a destination" in refused(beta, "attach", volume="vb")
@@ -66,7 +66,7 @@ def test_what_was_copied_in_part_is_refused_until_it_is_accepted_and_is_exactly_
     with open(device, "rb") as file:
         found = file.read()
     assert found == as_copied, "to accept it changes no byte of it"
-    _check_exact(alpha, found, before, shown["copied_tracks"])
+    _check_exact(alpha, found, before, copied)
 
 
 def _is_copying(alpha):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from live.daemons import BIN, Daemon
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl import config, pki
 from pathctl.errors import ErrorCode, PathctlError
@@ -43,7 +43,7 @@ def address(host, of):
 
 def listens(ip, port):
     with contextlib.suppress(OSError):
-        socket.create_connection((ip, port), 5).close()
+        socket.create_connection((ip, port), WAIT_S).close()
         return True
     return False
 
@@ -54,13 +54,13 @@ class Fio:
     def __init__(self, device):
         command = ["fio", "--name=job", f"--filename={device}", "--rw=randrw", "--bs=4k", "--iodepth=8", "--size=16m"]
         command += ["--ioengine=libaio", "--direct=1", "--verify=crc32c", "--verify_backlog=64", "--time_based"]
-        command += ["--runtime=60", "--output-format=json", "--verify_state_save=0"]
+        command += ["--runtime=600", "--output-format=json", "--verify_state_save=0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def end(self):
         assert self.process.poll() is None, self.process.communicate()
         self.process.terminate()
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=WAIT_S)
         job = json.loads(out[out.index("{") :])["jobs"][0]
         assert job["error"] == 0, err
         return job["write"]["total_ios"]
@@ -196,7 +196,7 @@ def test_nobody_but_the_peer_itself_moves_it(hosts, tmp_path):
     alpha, beta = hosts
     cfg = config.load(beta.root)
     context = pki.client_context(cfg, config.load(alpha.root).host_certificate.read_text())
-    connection = http.client.HTTPSConnection("127.0.0.1", alpha.port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", alpha.port, timeout=WAIT_S, context=context)
     body = json.dumps({"address": "127.0.0.9", "port": beta.port})
     connection.request("POST", "/v1/peer/peer.moved", body, {"Pathctl-Protocol": "1-2"})
     answer = connection.getresponse()
@@ -220,7 +220,7 @@ def test_a_create_that_is_under_way_outlives_the_move_of_its_peer(hosts):
     alpha.wait_reached("create.committed")
     beta.call("host.set", address=NEW)
     pause.unlink()
-    runner.join(30)
+    runner.join(WAIT_S)
     wait_state(alpha, "Synchronized")
     wait_state(beta, "Synchronized")
 
@@ -257,8 +257,8 @@ def test_ending_all_right_after_a_stop_waits_for_it(hosts):
     assert alpha.process is not None
     alpha.process.send_signal(signal.SIGTERM)
     ending = subprocess.Popen([BIN / "pathctld", "--root", alpha.root, "--stop-all"], stderr=subprocess.PIPE, text=True)
-    _, said = ending.communicate(timeout=60)
+    _, said = ending.communicate(timeout=WAIT_S)
     assert (ending.returncode, "Traceback" in said) == (0, False), said
-    alpha.process.wait(60)
+    alpha.process.wait(WAIT_S)
     assert not list((alpha.root / "run/pathctl").glob("*.ctl"))
     alpha.start()

@@ -1,5 +1,6 @@
 """What two real daemons notice and tell: events with actor and cause, progress, why, and how peers are known."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -20,6 +21,8 @@ from pathctl import channels, events, shapes
 from pathctl.errors import ErrorCode, PathctlError
 
 SIZE = 8 << 20
+TRACK = 64 << 10
+RATE = 4 << 20
 ROOT = "uid 0 (root)"
 
 
@@ -112,10 +115,9 @@ def test_a_copy_that_ends_and_a_path_that_comes_are_nobodys_command(hosts) -> No
     wait_state(alpha, "va", "Synchronized")
     last = events_of(alpha, "pair.state", pair=pair)[-1]
     assert last.after == "Synchronized"
-    assert last.before == "Creating" or (last.actor, last.cause) == (
-        "pathctld",
-        "the copy is finished and the destination has confirmed it",
-    )
+    if last.before == "SyncInProg":  # which was seen, if a look came while the copy ran
+        found = last.actor, last.cause
+        assert found == ("pathctld", "the copy is finished and the destination has confirmed it")
     up = wait_event(alpha, "path.up", pair=pair)
     assert (up.actor, up.before, up.after) == ("pathctld", None, f"session {shown(alpha, 'va').session}")
 
@@ -241,11 +243,18 @@ def test_the_record_is_bounded_and_goes_on(hosts) -> None:
     for _ in range(120):
         with pytest.raises(PathctlError):
             alpha.call("volume.delete", name="nothing")
-    found = events_of(alpha, limit=10_000)
+
+    def looks() -> tuple[list[shapes.Event], ...] | None:
+        """All, the last three, and what came after the last but one; nothing was recorded meanwhile."""
+        found = events_of(alpha, limit=10_000)
+        looked = found, events_of(alpha, limit=3), events_of(alpha, after_id=found[-2].id)
+        return looked if events_of(alpha, after_id=found[-1].id) == [] else None
+
+    found, three, after = wait_until(looks, "nothing else happens for a moment")
     assert len(found) == 100
     assert found[-1].id >= 120
-    assert [event.id for event in events_of(alpha, limit=3)] == [found[-3].id, found[-2].id, found[-1].id]
-    assert events_of(alpha, after_id=found[-2].id) == found[-1:]
+    assert three == found[-3:]
+    assert after == found[-1:]
     assert events_of(alpha, since=time.time() + 3600) == []
 
 
@@ -255,27 +264,34 @@ def test_a_follower_is_answered_when_something_happens_and_its_number_is_bounded
     found: list[list[dict[str, object]]] = []
 
     def follow() -> None:
+        seen = last
         while True:
             try:
-                found.append(alpha.call("events.list", after_id=last, wait_s=60)["events"])
-                return
+                answer = alpha.call("events.list", after_id=seen, wait_s=60)["events"]
             except PathctlError as error:  # the look whether all are there takes a place too, for a moment
                 assert error.code == ErrorCode.REFUSED  # noqa: PT017 - tried again
+                continue
+            told = [event for event in answer if event["kind"] == "command.failed"]
+            if told:
+                found.append(told)
+                return
+            seen = answer[-1]["id"] if answer else seen  # what the hosts notice of each other
 
     runners = [threading.Thread(target=follow, daemon=True) for _ in range(events.FOLLOWERS_MOST)]
     for runner in runners:
         runner.start()
-    wait_until(lambda: _is_full(alpha, last), "all of them wait")
+    wait_until(lambda: _is_full(alpha), "all of them wait")
     with pytest.raises(PathctlError):
         alpha.call("volume.delete", name="nothing")
     for runner in runners:
         runner.join(WAIT_S)
-    assert [[event["kind"] for event in answer] for answer in found] == [["command.failed"]] * len(runners)
+    assert [len(told) for told in found] == [1] * len(runners)
 
 
-def _is_full(host: Daemon, last: int) -> bool:
+def _is_full(host: Daemon) -> bool:
+    """One more is refused; it waits for an event that does not come."""
     try:
-        assert host.call("events.list", after_id=last, wait_s=0.01)["events"] == []
+        assert host.call("events.list", after_id=1 << 60, wait_s=0.01)["events"] == []
     except PathctlError as error:
         assert error.code == ErrorCode.REFUSED  # noqa: PT017 - waited for
         return True
@@ -343,9 +359,8 @@ def test_a_process_that_hangs_at_the_source_costs_its_own_pair_only(hosts) -> No
     process.suspend()
     try:
         wait_state(beta, "vb0", "Partitioned")
-        found = shown(beta, "vb0")
         told = f"host alpha says: process {process.pid} of volume va0 is alive but does not answer"
-        assert found.reason == told, "the source's pathctld was heard"
+        wait_until(lambda: shown(beta, "vb0").reason == told, "the source's pathctld was heard")
         assert shown(beta, "vb1").state == "Synchronized"
         why = msgspec.convert(alpha.call("pair.why", pair="va0")["why"], shapes.Why)
         assert f"Process {process.pid} of volume va0 is alive but does not answer" in why.meaning
@@ -376,7 +391,7 @@ def test_a_process_that_hangs_at_the_destination_is_not_called_failed(hosts) -> 
         assert why.command == f"kill -9 {process.pid}"
         process.kill()
     finally:
-        if process.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
     wait_until(lambda: beta.volume("vb")["pid"] not in (None, process.pid), "pathctld starts it again at once")
     wait_state(alpha, "va", "Synchronized")
@@ -513,12 +528,13 @@ def test_progress_is_monotone_through_host_writes_and_killed_processes(hosts) ->
 
 
 def test_of_a_limited_copy_the_time_to_go_is_told_from_a_tenth_on(hosts) -> None:
-    """What is told is compared with what it then took: both are measured on the same clock."""
+    """What is told is compared with the rate that is set and with what it took until then, on the same clock."""
     alpha, beta = hosts
     size = 48 << 20
     alpha.call("volume.create", name="va", size=size)
     alpha.image("va").write_bytes(os.urandom(size))
-    make_pair(alpha, size, copy_rate_bytes_s=4 << 20)
+    begun = time.monotonic()
+    make_pair(alpha, size, copy_rate_bytes_s=RATE)
     told: list[tuple[float, shapes.Progress]] = []
     while (pair := shown(beta, "vb")).state != "Synchronized":
         if pair.progress is not None:
@@ -532,8 +548,11 @@ def test_of_a_limited_copy_the_time_to_go_is_told_from_a_tenth_on(hosts) -> None
     ]
     assert len(told) > 10
     assert wrong == [], "from a tenth on there is always a time to go"
-    halfway = [(progress.eta_s or 0) / (end - at) for at, progress in told if 40 <= progress.percent <= 60]
-    assert all(0.5 < part < 2 for part in halfway), "gross errors only: speed is not asserted by a timed test"
+    halfway = [(at, progress) for at, progress in told if 40 <= progress.percent <= 60]
+    for at, progress in halfway:  # gross errors only: at the rate that is set, or as slowly as it went until now
+        least_s = progress.left_tracks * TRACK / RATE
+        most_s = max(least_s, progress.left_tracks / progress.done_tracks * (at - begun))
+        assert least_s / 2 < (progress.eta_s or 0) < most_s * 2, progress
 
 
 def test_a_paused_copy_is_told_as_paused(hosts) -> None:
@@ -560,21 +579,27 @@ def test_a_copies_file_that_cannot_be_used_is_left_aside(hosts) -> None:
 
 def test_a_dead_block_device_is_told_once(hosts) -> None:
     alpha, _beta = hosts
-    alpha.call("volume.create", name="va", size=SIZE)
-    alpha.call("attach", volume="va")
-    (process,) = [item for item in psutil.process_iter(["cmdline"]) if _serves_device(item, alpha)]
-    process.kill()
+    for name in ("va", "vc"):
+        alpha.call("volume.create", name=name, size=SIZE)
+        alpha.call("attach", volume=name)
+    _server_of(alpha, "va").kill()
     failed = wait_event(alpha, "device.failed")
     assert (failed.volume, failed.actor) == ("va", "pathctld")
-    last = events_of(alpha)[-1].id
-    assert alpha.call("events.list", after_id=last, wait_s=1)["events"] == [], "the rounds since then add nothing"
+    _server_of(alpha, "vc").kill()
+    later = wait_until(lambda: events_of(alpha, "device.failed")[1:], "a later round finds the other one dead")
+    assert [event.volume for event in later] == ["vc"], "and says nothing more of the first"
     alpha.call("attach", volume="va")
     alpha.call("detach", volume="va")
 
 
-def _serves_device(process: psutil.Process, host: Daemon) -> bool:
-    words = process.info["cmdline"] or []
-    return "pathctl.fusefile" in words and any(str(host.root) in word for word in words)
+def _server_of(host: Daemon, volume: str) -> psutil.Process:
+    socket = str(host.root / f"run/pathctl/{volume}.sock")
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"pathctl.fusefile", socket} <= set(process.info["cmdline"] or [])
+    ]
+    return found
 
 
 def test_a_peer_whose_clock_is_wrong_is_told_with_how_much(hosts) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from live.daemons import BIN, SIZE, make_volumes, nbdkits
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
@@ -108,7 +108,7 @@ def test_of_two_creates_at_once_the_second_is_told_which_one_runs(hosts):
     error = refused(alpha)
     assert (error.code, row["pair"] in error.message) == (ErrorCode.REFUSED, True)
     pause.unlink()
-    runner.join(20)
+    runner.join(WAIT_S)
     wait_synchronized(alpha)
 
 
@@ -213,7 +213,7 @@ def test_what_a_failed_commit_has_done_is_read_anew_from_the_disk(hosts):
     alpha.wait_reached("create.ready")
     before = nbdkits(alpha.root)
     pause.unlink()
-    runner.join(20)
+    runner.join(WAIT_S)
     assert found[0]["pair"]["committed"]
     after = nbdkits(alpha.root)
     assert (len(before), len(after), set(before) & set(after)) == (1, 1, set())
@@ -231,16 +231,16 @@ def test_a_coordinator_killed_after_any_step_leaves_all_or_nothing(hosts, first,
     runner.start()
     alpha.wait_reached(f"create.{step}")
     alpha.kill()
-    runner.join(20)
+    runner.join(WAIT_S)
     (alpha.faults / f"pause-create.{step}").unlink()
     alpha.start()
     is_committed = step in ("ready", "committed", "done")
     if is_committed:
         wait_until(lambda: _ready(alpha) and _ready(beta), "both rows are ready")
-        assert not [pair for pair in alpha.call("pair.list")["pairs"] if pair["state"] == "Creating"]
+        wait_until(lambda: pair_state(alpha) not in ([], ["Creating"]), "the create is finished")
     else:
         wait_until(lambda: not alpha.rows() and not beta.rows(), "both tables are empty again")
-        assert nbdkits(alpha.root) == nbdkits(beta.root) == []
+        wait_until(lambda: nbdkits(alpha.root) == nbdkits(beta.root) == [], "no process is left")
     create(alpha, create=True, size=SIZE, first=first)
     wait_synchronized(alpha)
 
@@ -267,7 +267,7 @@ def test_the_other_daemon_killed_within_its_step_leaves_all_or_nothing(hosts, fi
     runner.start()
     beta.wait_reached(point)
     beta.kill()
-    runner.join(30)
+    runner.join(WAIT_S)
     pause.unlink()
     if point == "peer.finish":
         assert found == [None]
@@ -294,11 +294,12 @@ def test_the_other_daemon_killed_after_any_step_leaves_all_or_nothing(hosts, fir
     alpha.wait_reached(f"create.{step}")
     beta.kill()
     pause.unlink()
-    runner.join(60)
+    runner.join(WAIT_S)
     assert not runner.is_alive()
     beta.start()
     if found[0] is None:
         wait_until(lambda: _ready(alpha) and _ready(beta), "both rows are ready")
+        wait_until(lambda: pair_state(alpha) not in ([], ["Creating"]), "the create is finished")
     else:
         wait_until(lambda: not alpha.rows() and not beta.rows(), "both tables are empty again")
     create(alpha, create=True, size=SIZE, first=first)
@@ -321,7 +322,7 @@ def test_an_nbdkit_killed_after_a_step_does_not_break_the_rest(hosts, first, ste
         if ours & set(process.info["cmdline"] or []):
             process.kill()
     pause.unlink()
-    runner.join(60)
+    runner.join(WAIT_S)
     if found[0] is None:
         wait_synchronized(alpha)
     else:
@@ -353,7 +354,7 @@ def test_a_delete_cut_off_after_any_step_comes_to_its_end(hosts, step, victim):
     host = alpha if victim == "alpha" else beta
     host.kill()
     pause.unlink()
-    runner.join(60)
+    runner.join(WAIT_S)
     host.start()
     done = ([{"volume": "va"}], [{"volume": "vb"}])
     wait_until(lambda: (alpha.rows(), beta.rows()) == done, "the pair is deleted on both hosts")
@@ -422,19 +423,19 @@ def test_half_a_pair_is_freed_although_its_deletion_is_being_worked_on(hosts):
     create(alpha)
     wait_synchronized(alpha)
     pause = alpha.fault("pause", "delete.stop")
-    found = []
-    whole = threading.Thread(target=lambda: found.append(_try_delete(alpha)))
+    found = {}
+    whole = threading.Thread(target=lambda: found.update(whole=_try_delete(alpha)))
     whole.start()
     alpha.wait_reached("delete.stop")
     beta.kill()
-    half = threading.Thread(target=lambda: found.append(alpha.call("pair.delete", pair="va", half=True)))
+    half = threading.Thread(target=lambda: found.update(half=alpha.call("pair.delete", pair="va", half=True)))
     half.start()
     half.join(0.5)
     assert half.is_alive(), "it waits"
     pause.unlink()
-    whole.join(20)
-    half.join(20)
-    assert (found[0].code, found[1]["pair"]["state"]) == (ErrorCode.UNREACHABLE, "Deleting")
+    whole.join(WAIT_S)
+    half.join(WAIT_S)
+    assert (found["whole"].code, found["half"]["pair"]["state"]) == (ErrorCode.UNREACHABLE, "Deleting")
     assert alpha.rows() == [{"volume": "va"}]
     beta.start()
 
@@ -468,6 +469,7 @@ def test_a_new_pathctld_adopts_what_the_killed_one_started(hosts):
     for host in hosts:
         host.kill()
         host.start()
+    wait_until(lambda: alpha.volume("va")["pid"] and beta.volume("vb")["pid"], "both processes are known again")
     after = alpha.volume("va"), beta.volume("vb")
     assert [v["pid"] for v in after] == [v["pid"] for v in before]
     assert after[0]["device"] == before[0]["device"]
@@ -485,7 +487,7 @@ def test_sigterm_ends_pathctld_only(hosts):
     alpha.terminate()
     assert psutil.pid_exists(pid)
     alpha.start()
-    assert alpha.volume("va")["pid"] == pid
+    assert wait_until(lambda: alpha.volume("va")["pid"], "its process is known again") == pid
 
 
 def test_a_volume_neither_attached_nor_paired_has_no_process(hosts):
@@ -553,7 +555,7 @@ def test_a_restarted_destination_takes_new_pairs_and_its_old_processes_are_start
     for restart in (beta.terminate, beta.kill):
         restart()
         beta.start()
-        old = beta.volume("vb")["pid"]
+        old = wait_until(lambda: beta.volume("vb")["pid"], "its process is known again")
         name = f"later-{restart.__name__}"
         create(alpha, source=name, destination=f"beta:{name}", create=True, size=SIZE)
         os.kill(old, signal.SIGKILL)
@@ -563,6 +565,6 @@ def test_a_restarted_destination_takes_new_pairs_and_its_old_processes_are_start
 
 def test_a_second_pathctld_on_the_same_root_is_refused(hosts):
     alpha, _ = hosts
-    second = subprocess.run([BIN / "pathctld", "--root", alpha.root], capture_output=True, text=True, timeout=20)
+    second = subprocess.run([BIN / "pathctld", "--root", alpha.root], capture_output=True, text=True, timeout=WAIT_S)
     assert (second.returncode, "running already" in second.stderr) == (ExitCode.REFUSED, True)
     assert alpha.call("status")["host"]["name"] == "alpha"

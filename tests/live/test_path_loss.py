@@ -13,7 +13,7 @@ import pytest
 from live import splits
 from live.daemons import Daemon, enrol
 from live.splits import wait_state, write
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl import config, controlclient
 from pathctl.errors import ErrorCode, PathctlError
@@ -21,7 +21,7 @@ from pathctl.errors import ErrorCode, PathctlError
 
 def plane(host):
     """What the source's process says of itself."""
-    return asyncio.run(controlclient.status(config.at(host.root).control_socket("va"), 5))
+    return asyncio.run(controlclient.status(config.at(host.root).control_socket("va"), WAIT_S))
 
 
 def policy(host, name):
@@ -46,7 +46,7 @@ class Writer:
         return self._thread.is_alive()
 
     def join(self):
-        self._thread.join(30)
+        self._thread.join(WAIT_S)
         assert not self.is_waiting()
         return self.error
 
@@ -66,7 +66,7 @@ def test_writes_wait_while_the_path_is_lost_and_go_on_with_it_or_with_another_po
     wait_state(alpha, "Partitioned")
     first = Writer(alpha, b"2")
     wait_until(lambda: plane(alpha).waiting, "the write waits")
-    (halted,) = events(alpha, "path.halted")
+    (halted,) = wait_until(lambda: events(alpha, "path.halted"), "it is told")
     assert halted["message"] == "host writes to alpha:va wait for the path and fail after 10m00s (--on-path-loss stop)"
     why = alpha.call("pair.why", pair="va")["why"]
     assert "Host writes to alpha:va wait for the path and fail after 10m00s" in why["meaning"]
@@ -128,7 +128,7 @@ def test_the_policy_is_kept_through_crashes_and_the_row_says_what_is_wanted(host
     alpha.kill()
     os.kill(pid, signal.SIGKILL)
     alpha.start()
-    wait_until(lambda: _answers(alpha) and plane(alpha).on_path_loss == "stop", "its metadata remembers")
+    wait_until(lambda: _remembers(alpha, pid), "its metadata remembers")
     wait_state(alpha, "Synchronized")
     alpha.kill()
     with contextlib.closing(sqlite3.connect(alpha.root / "var/lib/pathctl/pathctl.db")) as table, table:
@@ -139,12 +139,13 @@ def test_the_policy_is_kept_through_crashes_and_the_row_says_what_is_wanted(host
     wait_until(lambda: plane(alpha).on_path_loss == "continue", "the process is brought to what its row wants")
 
 
-def _answers(host):
+def _remembers(host, killed):
+    """Asked of the process that was started after the killed one."""
     try:
-        plane(host)
+        found = plane(host)
     except PathctlError:
         return False
-    return True
+    return found.pid != killed and found.on_path_loss == "stop"
 
 
 def test_the_same_create_again_sets_the_policy_that_it_names(hosts):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from live.conftest import MIB, MakePair
 from live.planes import ControlError, Pair, Plane
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 TRACK = 65536
 
@@ -39,7 +39,7 @@ def test_sixteen_readers_of_one_invalid_track_cause_one_fetch(make_pair: MakePai
     barrier = threading.Barrier(16)
 
     def read(number: int) -> bytearray:
-        barrier.wait(10)
+        barrier.wait(WAIT_S)
         result: bytearray = handles[number].pread(4096, 3 * TRACK + number * 4096)
         return result
 
@@ -47,12 +47,15 @@ def test_sixteen_readers_of_one_invalid_track_cause_one_fetch(make_pair: MakePai
         parts = list(pool.map(read, range(16)))
 
     assert b"".join(parts) == data[3 * TRACK : 4 * TRACK]
+    wait_until(
+        lambda: pair.source.get_status()["invalid"] == 16 * MIB // TRACK - 1, "the rest of the track is here too"
+    )
     assert pair.source.get_status()["counters"]["fetched_tracks"] == 1
     assert pair.destination.get_status()["counters"]["read_bytes"] == TRACK
 
 
 def test_a_hundred_requests_for_invalid_tracks_do_not_hold_up_a_read_of_a_valid_one(make_pair: MakePair) -> None:
-    pair = make_pair(destination_data=os.urandom(16 * MIB), link_timeout_s=1)
+    pair = make_pair(destination_data=os.urandom(16 * MIB))
     pair.create("source", rate=0)
     pair.wait_up()
     with pair.source.open() as handle:
@@ -67,7 +70,7 @@ def test_a_hundred_requests_for_invalid_tracks_do_not_hold_up_a_read_of_a_valid_
         assert again == valid
         assert pair.source.get_status()["waiting"] == 100
         pair.destination.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         for cookie in cookies:
             while not handle.aio_command_completed(cookie):
                 assert time.monotonic() < deadline
@@ -173,7 +176,7 @@ def test_writes_while_the_path_is_down_are_owed_and_brought_over_later(make_pair
 
 
 def test_a_frozen_peer_costs_the_link_timeout_and_no_error(make_pair: MakePair) -> None:
-    pair = make_pair(source_data=os.urandom(MIB), link_timeout_s=1)
+    pair = make_pair(source_data=os.urandom(MIB), link_timeout_s=2)
     pair.create("destination")
     pair.wait_synchronized()
     assert pair.destination.process is not None
@@ -197,7 +200,7 @@ def test_an_error_reply_of_the_peer_is_shown_and_not_taken_for_a_lost_link(make_
     pair.create("destination")
     wait_until(lambda: pair.source.get_status()["link"] == "refused", "the peer says no")
     assert "the peer answered" in pair.source.get_status()["link_error"]
-    assert pair.source.get_status()["owed"] == 256
+    assert 192 <= pair.source.get_status()["owed"] <= 256  # what lies in the 4 MiB that it took may have been confirmed
     with pair.source.open() as handle:
         handle.pwrite(b"x" * 4096, 8 * MIB)  # the host does not notice
     process.rlimit(psutil.RLIMIT_FSIZE, limits)
@@ -214,12 +217,23 @@ def test_the_copy_rate_can_be_changed_while_the_copy_runs(make_pair: MakePair) -
     wait_until(lambda: pair.source.get_status()["invalid"] < 1024, "the copy moves")
     assert pair.source.get_status()["invalid"] > 512
     pair.source.ask("set", copy_rate_bytes_s=0)
-    time.sleep(0.5)  # runs in flight end
-    paused = pair.source.get_status()["invalid"]
-    time.sleep(0.5)
-    assert pair.source.get_status()["invalid"] == paused
+    assert wait_until_still(pair) > 0, "it stands still, and is not at its end"
     pair.source.ask("set", copy_rate_bytes_s=None)
     pair.wait_synchronized()
+
+
+def wait_until_still(pair: Pair) -> int:
+    """How many tracks are invalid, once that has been the same for a second: runs in flight end."""
+    seen: list[tuple[float, int]] = []
+
+    def is_still() -> bool:
+        invalid = pair.source.get_status()["invalid"]
+        if not seen or seen[-1][1] != invalid:
+            seen.append((time.monotonic(), invalid))
+        return time.monotonic() - seen[-1][0] > 1.0
+
+    wait_until(is_still, "no track comes any more")
+    return seen[-1][1]
 
 
 def test_a_paused_copy_with_nothing_left_is_synchronized_all_the_same(make_pair: MakePair) -> None:
@@ -330,22 +344,25 @@ def test_an_idle_process_needs_at_most_30_mib_and_connections_leak_nothing(make_
     plane = make_plane("volume", "host").start()
     assert get_rss_kib(plane) < 30 * 1024
     rss = []
-    for _ in range(3):
+    for _ in range(8):
         for _ in range(50):
             with plane.open() as handle:
                 handle.pread(512, 0)
         wait_until(lambda: plane.get_status()["clients"] == 0, "the clients are gone")
         rss.append(get_rss_kib(plane))
+        if len(rss) > 2 and rss[-1] - rss[-3] < 1024:  # 100 connections; a leak is 35 KiB each, of every 100
+            break
+    else:
+        pytest.fail(f"it grows on and on: {rss} KiB")
     assert rss[-1] < 32 * 1024
-    assert rss[-1] - rss[0] < 1024  # 100 connections; a leak is 35 KiB each
 
 
 def test_a_pair_at_rest_needs_at_most_30_mib_on_the_host_side(make_pair: MakePair) -> None:
     pair = make_pair(source_data=os.urandom(MIB))
     pair.create("destination")
     pair.wait_synchronized()
-    assert get_rss_kib(pair.source) < 30 * 1024
-    assert get_rss_kib(pair.destination) < 30 * 1024
+    for plane in (pair.source, pair.destination):
+        wait_until(lambda plane=plane: get_rss_kib(plane) < 30 * 1024, f"the {plane.name} has given back the rest")  # type: ignore[misc]
 
 
 def test_the_copy_of_ten_tebibytes_can_be_created_at_once(make_pair: MakePair) -> None:

@@ -71,7 +71,7 @@ def test_a_fetch_is_counted_at_the_source_and_a_mirrored_write_at_the_destinatio
         handle.pread(4096, 0)
         handle.pwrite(b"x" * TRACK, 2 * TRACK)
     assert sum(get_latency(pair.source, "fetch")["counts"]) == 1
-    assert sum(get_latency(pair.destination, "read")["counts"]) == 1
+    assert 1 <= sum(get_latency(pair.destination, "read")["counts"]) <= 3  # what was wanted may have come first
     assert sum(get_latency(pair.destination, "write")["counts"]) == pushed + 1
 
 
@@ -142,15 +142,15 @@ def test_a_destination_tells_since_when_it_has_not_heard_of_its_source_and_count
     assert pair.destination.get_status()["heard_s"] is None
     pair.create("destination")
     pair.wait_synchronized()
-    pair.destination.ask("limits", link_timeout_s=0.5)
+    pair.destination.ask("limits", link_timeout_s=4)
     found = pair.destination.get_status()
     assert (found["session"], found["link"]) == (pair.source.get_status()["session"], "up")
-    assert found["heard_s"] < 2.5
+    assert found["heard_s"] < 6
     assert pair.source.process is not None
     pair.source.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: pair.destination.get_status()["session"] is None, "it is not taken for connected any more")
     found = pair.destination.get_status()
-    assert (found["link"], found["heard_s"] >= 2.5) == ("none", True)
+    assert (found["link"], found["heard_s"] >= 6) == ("none", True)
     pair.source.process.send_signal(signal.SIGCONT)
     wait_until(lambda: pair.destination.get_status()["link"] == "up", "the source is heard again")
 

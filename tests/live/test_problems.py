@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from live import badscene
 from live.daemons import BIN, Daemon
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 ROOM = 32 << 20
 
@@ -34,7 +34,7 @@ def host(tmp_path: Path) -> Iterator[Daemon]:
 
 def status(host: Daemon) -> list[str]:
     shown = subprocess.run(
-        [BIN / "pathctl", "--root", host.root, "status"], capture_output=True, text=True, timeout=30, check=True
+        [BIN / "pathctl", "--root", host.root, "status"], capture_output=True, text=True, timeout=WAIT_S, check=True
     )
     return shown.stdout.splitlines()
 
@@ -60,7 +60,7 @@ def test_a_state_folder_without_room_is_told_until_there_is_some(host: Daemon) -
 def test_a_host_that_its_peers_cannot_reach_says_so_until_they_can(host: Daemon) -> None:
     host.terminate()
     with contextlib.closing(socket.create_server(("127.0.0.1", host.port))):
-        host.start()
+        host.start(is_heard=False)
         wait_until(lambda: len(host.call("status")["problems"]) == 1, "it is told")
         assert status(host)[1] == (
             f"! 127.0.0.1:{host.port} cannot be listened on (Address already in use), so no peer reaches this host;"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from live.daemons import BIN, Daemon, enrol, free_port
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl.errors import ErrorCode, ExitCode, PathctlError
 
@@ -57,7 +57,7 @@ def start_alone(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]
 def ask_plane(daemon: Daemon, volume: str) -> dict[str, Any]:
     """The status of a data plane, from itself."""
     with socket.socket(socket.AF_UNIX) as asked:
-        asked.settimeout(10)
+        asked.settimeout(WAIT_S)
         asked.connect(str(daemon.root / f"run/pathctl/{volume}.ctl"))
         asked.sendall(b'{"op":"status"}\n')
         with asked.makefile("rb") as lines:
@@ -145,21 +145,21 @@ def test_a_hangup_ends_nothing_and_says_what_reads_the_settings(hosts: tuple[Dae
 
 def test_the_hosts_copy_rate_is_shared_out_and_given_back(hosts: tuple[Daemon, Daemon]) -> None:
     alpha, beta = hosts
-    add(alpha, '[copy]\nrate_bytes_s = "200K"\npair_rate_bytes_s = "150K"')
+    add(alpha, '[copy]\nrate_bytes_s = "40K"\npair_rate_bytes_s = "30K"')
     set_up(hosts)
 
     def rates() -> list[int | None]:
         return [ask_plane(alpha, name)["copy_rate_bytes_s"] for name in ("a", "b")]
 
     make_pair(alpha, beta, "a")
-    assert ask_plane(alpha, "a")["copy_rate_bytes_s"] == 150 << 10
+    assert ask_plane(alpha, "a")["copy_rate_bytes_s"] == 30 << 10
     make_pair(alpha, beta, "b")
-    wait_until(lambda: rates() == [100 << 10, 100 << 10], "both copy at half the rate")
-    alpha.call("pair.set", pair="b", copy_rate_bytes_s=30 << 10)
-    wait_until(lambda: rates() == [150 << 10, 30 << 10], "what one leaves the other has, up to its limit")
+    wait_until(lambda: rates() == [20 << 10, 20 << 10], "both copy at half the rate")
+    alpha.call("pair.set", pair="b", copy_rate_bytes_s=6 << 10)
+    wait_until(lambda: rates() == [30 << 10, 6 << 10], "what one leaves the other has, up to its limit")
     alpha.call("pair.suspend", pair="a")
     alpha.call("pair.set", pair="b", copy_rate_bytes_s=1 << 30)
-    wait_until(lambda: rates()[1] == 200 << 10, "who copies alone has all of it")
+    wait_until(lambda: rates()[1] == 40 << 10, "who copies alone has all of it")
 
 
 def test_each_line_of_the_log_is_one_event_and_no_secret_is_in_it(hosts: tuple[Daemon, Daemon]) -> None:
@@ -199,7 +199,7 @@ def test_the_log_of_a_volume_is_bounded_while_its_process_runs(hosts: tuple[Daem
         writer.write(b"old\n" * 50_000 + b"the last\n")
     wait_until(lambda: file.stat().st_size < 65536, "it is short again")
     kept = Path(f"{file}.1").read_bytes()
-    assert kept.endswith(b"the last\n")
+    assert b"old\nthe last\n" in kept, "whatever the process has said since"
     assert len(kept) < 3 * 65536
     os.kill(beta.volume("v")["pid"], signal.SIGKILL)  # the source's data plane has something to say
     wait_until(lambda: b"session" in file.read_bytes(), "the process goes on writing to the same file")

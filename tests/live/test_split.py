@@ -7,7 +7,7 @@ import pytest
 from live import splits
 from live.daemons import Daemon, nbdkits, running
 from live.splits import SIZE, states, track, wait_state, write
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl.errors import ErrorCode, PathctlError
 
@@ -136,6 +136,7 @@ def test_an_incomplete_volume_is_never_the_one_that_is_kept(hosts):
     alpha.call("pair.set", pair="va", copy_rate_bytes_s=0)
     alpha.call("pair.resume", pair="va")
     wait_state(beta, "SyncInProg")
+    splits.wait_incomplete(beta)
     alpha.kill()
     beta.call("pair.delete", pair="vb", half=True, force=True)
     alpha.start()
@@ -207,7 +208,7 @@ def test_while_a_pair_is_resolved_other_commands_are_told_so(hosts):
             beta.call(verb, **fields)
         assert caught.value.code == ErrorCode.REFUSED
     pause.unlink()
-    runner.join(60)
+    runner.join(WAIT_S)
     assert found[0]["resolved"]["discarded"] == "destination"
     check_equal(alpha, beta, b"A", track(alpha, "va", 1))
 
@@ -300,8 +301,7 @@ def as_before(alpha, beta, pair):
     table.close()
     assert (ended, journal) == ([("deleted",)], [])
     assert beta.call("connection.list")["connections"] == []
-    assert nbdkits(beta.root) == []
-    assert not list(beta.root.rglob("*.psk"))
+    wait_until(lambda: nbdkits(beta.root) == [] and not list(beta.root.rglob("*.psk")), "no process or key is left")
     assert (track(alpha, "va", 2), track(beta, "vb", 1)) == (b"A", b"B")
     assert beta.call("volume.show", name="vb")["volume"]["incomplete"] is False
 
@@ -352,7 +352,7 @@ def test_a_resolve_cut_off_before_its_commit_leaves_all_or_nothing(hosts, victim
         host = alpha if victim == "alpha" else beta
         host.kill()
         pause.unlink()
-        runner.join(60)
+        runner.join(WAIT_S)
         host.start()
         wait_until(lambda: not _open(alpha) and not _open(beta), f"cut off at {point}, it has ended")
         if isinstance(found[0], PathctlError):
@@ -383,7 +383,7 @@ def test_a_resolve_cut_off_after_its_commit_comes_to_its_end(hosts, victim):
         host = alpha if victim == "alpha" else beta
         host.kill()
         pause.unlink()
-        runner.join(60)
+        runner.join(WAIT_S)
         host.start()
         wait_until(lambda: not _open(alpha) and not _open(beta), f"cut off at {point}, it is finished")
         check_equal(alpha, beta, b"A", track(alpha, "va", 1))

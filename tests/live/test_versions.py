@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from live import splits
 from live.daemons import Daemon, enrol
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from pathctl.errors import ErrorCode, PathctlError
 
@@ -199,7 +199,7 @@ def test_a_database_of_a_newer_schema_is_refused(hosts):
     with sqlite3.connect(alpha.root / "var/lib/pathctl/pathctl.db") as table:
         table.execute("PRAGMA user_version = 99")
     found = subprocess.run(
-        [Path(alpha.process.args[0]), "--root", alpha.root], capture_output=True, text=True, timeout=20
+        [Path(alpha.process.args[0]), "--root", alpha.root], capture_output=True, text=True, timeout=WAIT_S
     )
     table.execute("PRAGMA user_version = 3")
     table.close()

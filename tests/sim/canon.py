@@ -29,7 +29,8 @@ from tests.sim.rules import Rules
 
 SESSIONS = ("session", "accepted")
 UNSEEN = {  # what nothing is decided by
-    Core: {"counts", "link_error", "was_refused", "ending", "new_name", "max_waiters", "turn", "distrusts", "doubts"},
+    Core: {"counts", "link_error", "was_refused", "ending", "new_name", "max_waiters", "turn", "distrusts", "doubts"}
+    | {"views"},
     Target: {"new_name", "read_bytes", "written_bytes", "fetched_bytes", "fetched_tracks", "spoken"},
 }
 
@@ -54,6 +55,7 @@ class Canon:
         world = self.world
         return (
             self._draw_owner(world.core, A),
+            self._draw_views(world.core),
             self._draw_owner(world.target, B),
             [self._draw_meta(side) for side in (A, B)],
             self._draw_cells(),
@@ -67,6 +69,12 @@ class Canon:
     def _draw_owner(self, owner: Core | Target, side: int) -> Any:
         unseen = UNSEEN[type(owner)]
         return [(key, self._freeze(value, side, key)) for key, value in vars(owner).items() if key not in unseen]
+
+    @staticmethod
+    def _draw_views(core: Core) -> Any:
+        """What was told of holes and is still believed."""
+        known = [(key, view) for key, view in sorted(core.views.items()) if view.session == core.session]
+        return [(key, view.first, view.ends, view.are_holes) for key, view in known if view.turn == core.turn]
 
     def _freeze(self, value: Any, side: int, key: str = "") -> Any:
         """As it is, but for what has a relation to others."""

@@ -9,6 +9,7 @@ nothing at all, and finds what came meanwhile when it wakes.
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -311,8 +312,8 @@ class Machine:
                 op.sink(None, StoreFailed("a read", errno.EIO))
             else:
                 op.sink(self.stores.get(side, action.offset // CELL, action.length // CELL), None)
-        elif kind is actions.StoreExtent:
-            op.sink(self._find_extent(side, action), None)
+        elif kind is actions.StoreExtents:
+            op.sink(self._find_extents(side, action), None)
         elif kind is actions.EndSession:
             self.end_conn(self.conns.get(action.session))
             op.sink(None, None)
@@ -320,13 +321,11 @@ class Machine:
             raise AssertionError(f"no hand for {action}")
         return True
 
-    def _find_extent(self, side: int, action: Any) -> tuple[int, bool]:
-        cells = self.stores.cells[side]
-        first, end = action.offset // CELL, (action.offset + action.length) // CELL
-        at = first
-        while at < end and (cells[at] == 0) == (cells[first] == 0):
-            at += 1
-        return (at - first) * CELL, cells[first] == 0
+    def _find_extents(self, side: int, action: Any) -> list[tuple[int, bool]]:
+        cells = self.stores.cells[side][action.offset // CELL : (action.offset + action.length) // CELL]
+        return [
+            (len(list(group)) * CELL, is_zero) for is_zero, group in itertools.groupby(cells, lambda cell: cell == 0)
+        ]
 
     def _write(self, op: Op, action: actions.StoreWrite) -> bool:
         first, count = action.offset // CELL, action.length // CELL
@@ -426,8 +425,8 @@ class Machine:
             return target.flush(session)  # type: ignore[no-any-return]
         if kind is actions.PeerRead:
             return target.read(session, action.offset, action.length)  # type: ignore[no-any-return]
-        if kind is actions.PeerExtent:
-            return target.extent(session, action.offset, action.length)  # type: ignore[no-any-return]
+        if kind is actions.PeerExtents:
+            return target.extents(session, action.offset, action.length)  # type: ignore[no-any-return]
         return target.write(session, action.offset, action.length, action.data)  # type: ignore[no-any-return]
 
     @staticmethod

@@ -23,6 +23,7 @@ Left out, because a second line of defence holds the promise alone:
 
 from __future__ import annotations
 
+from tests.sim.copyfaults import COPY
 from tests.sim.lanefaults import LANE
 from tests.sim.mutation import Mutation as Mutation
 from tests.sim.mutation import apply as apply
@@ -239,9 +240,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the destination is not marked incomplete",
-        "nbdplugin.target.Target._begin",
-        "if not self.table.header.incomplete:",
-        "if False:",
+        "nbdplugin.target.Target._note_spoken",
+        "header.incomplete = header.incomplete or is_begin",
+        "pass",
         hint=0,
     ),
     Mutation(
@@ -378,9 +379,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the mark of an incomplete destination is not durable",
-        "nbdplugin.target.Target._begin",
+        "nbdplugin.target.Target._note_spoken",
         "yield from self._write_header()",
-        "yield from ()",
+        "yield from () if is_begin else self._write_header()",
         hint=0,
     ),
     Mutation(
@@ -418,13 +419,6 @@ MUTATIONS = (
         "if core.turn != turn or not plane.is_all(run.first, run.count):",
         "if False:",
         hint="source invalid, holes | newest here: 0 push, 2 write A",
-    ),
-    Mutation(
-        "a hole is pushed that was one before the gate",
-        "nbdplugin.transfer._push",
-        "        if not is_zero or piece < length:",
-        "        if False:",
-        hint="destination invalid, holes | newest here lazy: 0 push, 1 write A",
     ),
     Mutation(
         "a push is not known to be unflushed",
@@ -693,4 +687,5 @@ MUTATIONS = (
         hint=2,
     ),
     *LANE,
+    *COPY,
 )

@@ -25,7 +25,7 @@ SETTLE_STEPS = 30_000
 def shrink() -> None:
     """Small pages and runs, so that a small volume has several of each."""
     layout.PLANE_BYTES, layout.TRACKS_PER_PAGE, layout.PAGE_SIZE = 1, 8, 128
-    transfer.RUN_BYTES, transfer.HOLE_BYTES = 2 * TRACK_SIZE, 8 * TRACK_SIZE
+    transfer.RUN_BYTES, transfer.HOLE_BYTES, transfer.LOOK_BYTES = 2 * TRACK_SIZE, 8 * TRACK_SIZE, 16 * TRACK_SIZE
 
 
 @dataclasses.dataclass(slots=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fakeapi
@@ -63,6 +63,15 @@ CASES = [
 ]
 
 
+def again(ask: Callable[[], list[str]], wanted: list[str]) -> list[str]:
+    """Somebody who is offered nothing presses Tab again: after a second names are given up."""
+    for _ in range(3):
+        found = ask()
+        if found or not wanted:
+            break
+    return found
+
+
 def tab(api: Api, line: str) -> list[str]:
     """What bash itself has in COMPREPLY after Tab at the end of `line`, with the script sourced."""
     script = f"""
@@ -83,13 +92,15 @@ def tab(api: Api, line: str) -> list[str]:
 @pytest.mark.parametrize(("line", "wanted"), CASES, ids=[line for line, _wanted in CASES])
 def test_bash_offers_commands_options_and_names(api: Api, line: str, wanted: list[str]) -> None:
     # bash takes what stands behind the colon for a word of its own, and replaces only that.
-    assert tab(api, line) == [word.removeprefix("beta:") if ":" in line else word for word in wanted]
+    assert again(lambda: tab(api, line), wanted) == [
+        word.removeprefix("beta:") if ":" in line else word for word in wanted
+    ]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 @pytest.mark.parametrize(("line", "wanted"), CASES, ids=[line for line, _wanted in CASES])
 def test_zsh_and_fish_are_offered_the_same(api: Api, shell: str, line: str, wanted: list[str]) -> None:
-    assert [word.replace("\\:", ":") for word in offered(api, shell, line)] == wanted
+    assert [word.replace("\\:", ":") for word in again(lambda: offered(api, shell, line), wanted)] == wanted
 
 
 def test_tab_in_a_real_bash_completes_the_line(api: Api) -> None:

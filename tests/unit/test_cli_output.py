@@ -38,7 +38,7 @@ def on_terminal(api: Api, *arguments: str, columns: int = 100, **environment: st
     except OSError:  # EIO: the other end has closed
         pass
     os.close(leader)
-    process.wait(20)
+    process.wait(60)
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -70,7 +70,7 @@ def test_what_is_piped_is_never_wrapped(api: Api) -> None:
         [PROGRAM, "--root", api.root, "volume", "list"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
         env=os.environ | {"COLUMNS": "20"},
     ).stdout

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,11 @@ def test_ctrl_c_while_pathctld_works_says_what_goes_on(slow_api: Api, line: str,
     ],
 )
 def test_ctrl_c_at_any_moment_is_no_traceback(api: Api, line: str, told: str) -> None:
-    """From the first instruction of the new process to its end, in steps of two milliseconds."""
-    begun = time.monotonic()
-    run(api, *line.split())
-    takes_ms = int((time.monotonic() - begun) * 1000)
+    """From the first instruction of the new process to its end, in steps of two milliseconds, or 150 of them."""
+    takes_ms = min(measure_ms(lambda: run(api, *line.split())) for _ in range(3))  # one may be held up
     known = {"", *(f"pathctl: {said}\n" for said in ("interrupted", told, "interrupted; what was asked is done"))}
     codes: set[int] = set()
-    for delay_ms in range(0, takes_ms + 5, 2):
+    for delay_ms in range(0, takes_ms + 5, max(2, takes_ms // 150)):
         command = [PROGRAM, "--root", api.root, *line.split()]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             select.select([], [], [], delay_ms / 1000)
@@ -107,6 +105,12 @@ def test_ctrl_c_at_any_moment_is_no_traceback(api: Api, line: str, told: str) ->
         assert err in known
         codes.add(process.returncode)
     assert -signal.SIGINT in codes
+
+
+def measure_ms(work: Callable[[], object]) -> int:
+    begun = time.monotonic()
+    work()
+    return int((time.monotonic() - begun) * 1000)
 
 
 def test_ctrl_c_ends_a_watch(api: Api) -> None:

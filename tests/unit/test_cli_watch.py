@@ -8,6 +8,7 @@ import pytest
 from fakeapi import DONE, PAIR, PROGRESS, UNHEARD, Api, Json, states
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import WAIT_S
 
 from pathctl import cli, clicommon, client, cliwatch, errors, progress, show
 
@@ -51,9 +52,9 @@ def test_wait_goes_on_while_pathctld_is_away(tmp_path: Path) -> None:
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    started.wait(10)
+    started.wait(WAIT_S)
     api = Api(tmp_path)
-    waiter.join(20)
+    waiter.join(WAIT_S)
     api.close()
     assert codes == [errors.ExitCode.OK]
 

@@ -45,19 +45,25 @@ def is_answering(root: Path) -> bool:
     return True
 
 
-def test_ctrl_c_at_any_moment_is_no_traceback(tmp_path: Path) -> None:
-    """From the first instruction of the new process until it serves."""
+def measure_start_ms(root: Path) -> int:
+    """How long it is until pathctld serves; then it is interrupted twice."""
     begun = time.monotonic()
-    with subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: is_answering(tmp_path), "pathctld serves")
+    with subprocess.Popen(command(root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: is_answering(root), "pathctld serves")
         takes_ms = int((time.monotonic() - begun) * 1000)
         assert Path(f"/proc/{process.pid}/comm").read_text() == "pathctld\n"
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
         _out, err = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, "Traceback" in err) == (0, False), err
+    return takes_ms
+
+
+def test_ctrl_c_at_any_moment_is_no_traceback(tmp_path: Path) -> None:
+    """From the first instruction of the new process until it serves."""
+    takes_ms = min(measure_start_ms(tmp_path) for _ in range(3))  # one may be held up
     codes: set[int] = set()
-    for delay_ms in range(0, takes_ms + 50, 20):
+    for delay_ms in range(0, takes_ms + 50, max(20, takes_ms // 40)):
         code, err = interrupted(tmp_path, delay_ms / 1000)
         assert code in (0, -signal.SIGINT), err
         assert "Traceback" not in err
@@ -65,11 +71,15 @@ def test_ctrl_c_at_any_moment_is_no_traceback(tmp_path: Path) -> None:
     assert -signal.SIGINT in codes
 
 
-def test_ctrl_c_at_any_moment_of_stop_all_is_no_traceback(tmp_path: Path) -> None:
+def measure_end_ms(root: Path) -> int:
     begun = time.monotonic()
-    assert run(*command(tmp_path, "--stop-all")).returncode == 0
-    takes_ms = int((time.monotonic() - begun) * 1000)
-    for delay_ms in range(0, takes_ms + 50, 20):
+    assert run(*command(root, "--stop-all")).returncode == 0
+    return int((time.monotonic() - begun) * 1000)
+
+
+def test_ctrl_c_at_any_moment_of_stop_all_is_no_traceback(tmp_path: Path) -> None:
+    takes_ms = min(measure_end_ms(tmp_path) for _ in range(3))
+    for delay_ms in range(0, takes_ms + 50, max(20, takes_ms // 40)):
         code, err = interrupted(tmp_path, delay_ms / 1000, "--stop-all")
         assert code in (0, 130, -signal.SIGINT), err
         assert "Traceback" not in err

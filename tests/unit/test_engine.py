@@ -20,13 +20,13 @@ def wake(owner, waiter):
 
 def test_a_short_wait_after_a_long_one_has_all_its_time():
     owner, path, gate = Owner(), Waiter(), Waiter()
-    engine = Engine(owner, {}, {Patience.FETCH: 60.0, Patience.SHORT: 1.0})
+    engine = Engine(owner, {}, {Patience.FETCH: 60.0, Patience.SHORT: 3.0})
 
     def request():
         yield Wait(path, Patience.FETCH)
-        threading.Timer(0.3, lambda: engine.run(wake(owner, gate))).start()
+        threading.Timer(0.1, lambda: engine.run(wake(owner, gate))).start()
         yield Wait(gate)
         return "done"
 
-    threading.Timer(1.2, lambda: engine.run(wake(owner, path))).start()
+    threading.Timer(3.2, lambda: engine.run(wake(owner, path))).start()
     assert engine.run(request()) == "done"

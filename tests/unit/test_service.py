@@ -7,7 +7,7 @@ import time
 import uuid
 
 import pytest
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from nbdplugin import lineage, metafile, service
 from nbdplugin.errors import SessionOver
@@ -16,7 +16,7 @@ from nbdplugin.store import Store
 from nbdplugin.tracks import Header
 
 SIZE = 1 << 20
-SILENCE_S = 0.1
+SILENCE_S = 5.0
 LENGTH = struct.Struct(">I")
 
 
@@ -31,7 +31,7 @@ class SlowStore(Store):
 
     def sync(self):
         self.is_syncing = True
-        assert self.goes_on.wait(30)
+        assert self.goes_on.wait(WAIT_S)
         super().sync()
 
 
@@ -41,8 +41,27 @@ def store(tmp_path):
     return SlowStore(tmp_path / "img", SIZE)
 
 
+class Clock:
+    """What the service takes for the time; it goes on when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return time.time()
+
+
 @pytest.fixture
-def source(tmp_path, store, monkeypatch):
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(service, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def source(tmp_path, store, clock, monkeypatch):
     """The meta connection of a source whose session is open and pushes."""
     monkeypatch.setattr(service, "HEARD_SPARE_S", 0.0)
     path = tmp_path / "meta"
@@ -66,20 +85,20 @@ def ask(meta, **message):
     return json.loads(bytes(reply[4 : 4 + LENGTH.unpack_from(reply)[0]]))
 
 
-def test_a_closing_message_whose_sync_takes_long_ends_no_session(source, store):
+def test_a_closing_message_whose_sync_takes_long_ends_no_session(source, store, clock):
     store.goes_on.clear()
     store.is_syncing = False
     message = {"op": "complete", "generation": "new", "ancestors": ["old"]}
     closing = threading.Thread(target=ask, args=(source,), kwargs=message)
     closing.start()
     wait_until(lambda: store.is_syncing, "the destination syncs")
-    time.sleep(3 * SILENCE_S)  # the sync takes longer than silence counts as life
+    clock.now += 3 * SILENCE_S  # the sync takes longer than silence counts as life
     store.goes_on.set()
-    closing.join(30)
+    closing.join(WAIT_S)
     assert ask(source, op="alive")["ok"]
 
 
-def test_what_comes_after_a_silence_comes_too_late(source):
-    time.sleep(3 * SILENCE_S)
+def test_what_comes_after_a_silence_comes_too_late(source, clock):
+    clock.now += 3 * SILENCE_S
     with pytest.raises(SessionOver):
         ask(source, op="alive")

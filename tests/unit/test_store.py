@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nbdplugin.errors import BadRequest, StoreFailed
-from nbdplugin.store import Store, is_zero
+from nbdplugin.store import EXTENTS_MOST, Store, is_zero
 
 MIB = 1 << 20
 
@@ -45,6 +45,14 @@ def test_extents_tell_holes_from_data(path: Path) -> None:
     assert store.find_extent(2 * MIB, 8 * MIB) == (MIB, False)
     assert store.find_extent(3 * MIB, 5 * MIB) == (5 * MIB, True)
     assert store.find_extent(0, 4096) == (4096, True)
+    assert store.find_extents(MIB, 6 * MIB) == [(MIB, True), (MIB, False), (4 * MIB, True)]
+
+
+def test_of_many_extents_the_first_are_told(path: Path) -> None:
+    store = Store(path, 8 * MIB)
+    for offset in range(0, 8 * MIB, 8192):
+        store.write(offset, 4096, b"\1" * 4096)
+    assert store.find_extents(0, 8 * MIB) == [(4096, False), (4096, True)] * (EXTENTS_MOST // 2)
 
 
 def test_a_backing_that_cannot_be_used_is_named(path: Path, tmp_path: Path) -> None:
