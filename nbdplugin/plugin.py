@@ -178,6 +178,7 @@ def _conclude_alone(
     buf: memoryview, plain: lane.Pass, local: int, number: int, is_lost: bool, waited_s: float
 ) -> int:
     """As _conclude, for the filter, which has no handle: returns the errno for the client, 0 for success."""
+    assert isinstance(_process.service, service.HostService)
     handle = _Handle(service.HostExport(_process.service))
     try:
         _conclude(handle, buf, 0, plain, local, number, is_lost, waited_s)
