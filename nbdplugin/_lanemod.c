@@ -47,7 +47,7 @@
   X(peer_generation) X(last_write) X(_bytes) X(_flip) X(_tickets) X(read_bytes) X(write_bytes) X(mirrored_bytes)       \
   X(note_sent) X(leave) X(wake) X(idle) X(lock) X(acquire) X(release) X(release_woken) X(pins) X(pin) X(sum_s)         \
   X(export) X(_session) X(_pair) X(_heard_at) X(is_open) X(failed) X(running) X(waiters) X(written_bytes)              \
-  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target) X(size)
+  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target) X(size) X(mark_owed) X(marked) X(count)
 #define DECLARE(name) static PyObject *n_##name;
 NAMES(DECLARE)
 
@@ -361,7 +361,7 @@ static int is_settled(PyObject *table, long long first, long long count) {
 
 struct plain {
   long long offset, length, first, count, first_extent, last_extent, distrusts;
-  int is_mirrored;
+  int is_mirrored, is_to_mark; /* to mark: the tracks become owed with it */
   PyObject *session; /* an int or None */
   PyObject *ticket;
 };
@@ -464,15 +464,24 @@ static int is_plain(PyObject *core, PyObject *table, PyObject *header, PyObject 
   if ((found = look(table, n_invalid, plain->first, plain->count))) return found < 0 ? -1 : 0;
   if ((found = is_settled(table, plain->first, plain->count)) <= 0) return found;
   int owed = look(table, n_owed, plain->first, plain->count);
-  if (owed < 0 || owed == SOME) return owed < 0 ? -1 : 0;
+  if (owed < 0 || (owed == SOME && plain->session != Py_None)) return owed < 0 ? -1 : 0;
   int is_alone = is_equal(header, n_pair, Py_None);
   if (is_alone < 0) return -1;
-  if (!is_alone && plain->session == Py_None && owed != ALL) return 0;
+  plain->is_to_mark = !is_alone && plain->session == Py_None && owed != ALL;
   if (!is_alone && (found = is_active(core, table, plain)) <= 0) return found;
   if ((found = needs_generation(core, table, header, plain->session))) return found < 0 ? -1 : 0;
   plain->is_mirrored = plain->session != Py_None && owed != ALL;
   if (get_int(core, n_distrusts, &plain->distrusts)) return -1;
   return is_free(tickets, plain->offset, plain->offset + plain->length);
+}
+
+/* tracks.Table.mark_owed */
+static void mark_owed(PyObject *table, const struct plain *plain) {
+  PyObject *span = PyObject_CallFunction(span_type, "LL", plain->first, plain->count);
+  PyObject *done = span == NULL ? NULL : PyObject_CallMethodOneArg(table, n_mark_owed, span);
+  must(done == NULL);
+  Py_DECREF(span);
+  Py_DECREF(done);
 }
 
 /* lane.begin_write; `mirrored_session`: the only one in which it may say yes to a mirrored write, NULL: any. */
@@ -492,6 +501,7 @@ static int begin_write(PyObject *core, struct plain *plain, PyObject *mirrored_s
   plain->ticket = make_ticket(plain);
   must(plain->ticket == NULL || PyList_Append(tickets, plain->ticket) || add_int(core, n_in_flight, 1));
   use_extents(core, plain, 1);
+  if (plain->is_to_mark) mark_owed(table, plain);
 out:
   Py_XDECREF(table);
   Py_XDECREF(header);
@@ -845,7 +855,7 @@ static PyTypeObject stream_type = {
 /* A write in flight that took no interpreter's lock.  `ticket`: once Python's gate knows of it.  OVER: ended since. */
 enum { FREE, ON_WAY, OVER };
 struct fly {
-  int state, is_mirrored;
+  int state, is_mirrored, is_to_mark;
   long long offset, end, first, count, first_extent, last_extent, session, distrusts;
   Stream *stream;
   PyObject *ticket;
@@ -857,6 +867,7 @@ struct slot {
   long long extent;
   unsigned long long stamp;
   int change, is_touched;
+  int is_kept; /* the table keeps what the disk says of its pages, so that marks may be set in memory alone */
 };
 
 struct plane {
@@ -903,6 +914,7 @@ typedef struct {
   long long sent[SENT][2];
   int sent_count;
   long long read_bytes, write_bytes, mirrored_bytes;
+  long long marked; /* tracks that became owed */
   long long flown;
 } Lane;
 
@@ -1055,6 +1067,15 @@ static void pour_counts(Lane *self) {
   self->read_bytes = self->write_bytes = self->mirrored_bytes = 0;
 }
 
+static void pour_marked(Lane *self) {
+  PyObject *table = PyObject_GetAttr(self->core, n_table), *owed;
+  must(table == NULL || (owed = PyObject_GetAttr(table, n_owed)) == NULL);
+  must(add_int(owed, n_count, self->marked) || add_int(table, n_marked, self->marked));
+  Py_DECREF(owed);
+  Py_DECREF(table);
+  self->marked = 0;
+}
+
 static void drop_retired(Lane *self) {
   for (Py_ssize_t at = PyList_GET_SIZE(self->retired) - 1; at >= 0; at--)
     if (((Stream *)PyList_GET_ITEM(self->retired, at))->users == 0)
@@ -1066,6 +1087,7 @@ static void lane_come_in(PyObject *lane) {
   publish_flies(self);
   pour_uses(self);
   pour_counts(self);
+  if (self->marked) pour_marked(self);
   if (PyList_GET_SIZE(self->retired)) drop_retired(self);
 }
 
@@ -1087,7 +1109,7 @@ static void look_at_plane(struct plane *plane, PyObject *table, PyObject *name) 
     Py_DECREF(plane->bytes);
   }
   plane->bytes = bytes;
-  must(PyObject_GetBuffer(bytes, &plane->view, PyBUF_SIMPLE));
+  must(PyObject_GetBuffer(bytes, &plane->view, PyBUF_WRITABLE));
 }
 
 /* A number that is another one after each change of a dict; 0 of an empty one. */
@@ -1171,6 +1193,22 @@ static void lane_go_out(PyObject *lane) {
   Py_DECREF(session);
 }
 
+/* Whether the table's shadow has every page of these tracks. */
+static int is_kept(PyObject *table, long long first, long long count) {
+  PyObject *shadow = PyObject_GetAttr(table, n__shadow);
+  must(shadow == NULL);
+  int found = 1;
+  for (long long page = first / tracks_per_page; found && page <= (first + count - 1) / tracks_per_page; page++) {
+    PyObject *key = PyLong_FromLongLong(page);
+    must(key == NULL);
+    found = PyDict_Contains(shadow, key);
+    Py_DECREF(key);
+  }
+  must(found < 0);
+  Py_DECREF(shadow);
+  return found;
+}
+
 /* The lock is held: what is_plain found of the extents is good for those that come after, until something changes. */
 static void note_extents(Lane *self, PyObject *table, const struct plain *plain) {
   long long per = self->extent_size / self->track_size;
@@ -1180,7 +1218,7 @@ static void note_extents(Lane *self, PyObject *table, const struct plain *plain)
     if (slot->extent == extent && slot->stamp == self->stamp) continue;
     int settled = is_settled(table, first, count);
     must(settled < 0);
-    if (settled) *slot = (struct slot){.extent = extent, .stamp = self->stamp};
+    if (settled) *slot = (struct slot){.extent = extent, .stamp = self->stamp, .is_kept = is_kept(table, first, count)};
   }
 }
 
@@ -1392,6 +1430,12 @@ static int is_range_free(Lane *self, const struct fly *fly) {
   return 1;
 }
 
+static int are_pages_kept(Lane *self, const struct fly *fly) {
+  for (long long extent = fly->first_extent; extent <= fly->last_extent; extent++)
+    if (!find_slot_of(self, extent)->is_kept) return 0;
+  return 1;
+}
+
 /* As lane.begin_write, or no where it would have to be looked at longer.  `fly` gets what is found. */
 static int may_fly(Lane *self, struct fly *fly) {
   if (!self->is_writable || fly->end <= fly->offset) return 0;
@@ -1400,13 +1444,24 @@ static int may_fly(Lane *self, struct fly *fly) {
   if (fly->count > span_most || fly->first + fly->count > self->tracks) return 0;
   if (look_at(&self->invalid, fly->first, fly->count) != NONE) return 0;
   int owed = look_at(&self->owed, fly->first, fly->count);
-  if (owed != NONE && owed != ALL) return 0;
-  if (self->is_paired && self->now_session < 0 && owed != ALL) return 0;
+  if (owed == SOME && self->now_session >= 0) return 0;
+  fly->is_to_mark = self->is_paired && self->now_session < 0 && owed != ALL;
   fly->is_mirrored = self->now_session >= 0 && owed != ALL;
   if (fly->is_mirrored && self->now_stream == NULL && !self->is_simulated) return 0;
   fly->first_extent = fly->offset / self->extent_size;
   fly->last_extent = (fly->end - 1) / self->extent_size;
-  return are_extents_known(self, fly) && is_range_free(self, fly);
+  return are_extents_known(self, fly) && is_range_free(self, fly) && (!fly->is_to_mark || are_pages_kept(self, fly));
+}
+
+/* tracks.Table.mark_owed, for tracks of which none is invalid. */
+static void mark_fly(Lane *self, const struct fly *fly) {
+  unsigned char *byte = self->owed.view.buf;
+  for (long long track = fly->first; track < fly->first + fly->count; track++) {
+    unsigned char bit = (unsigned char)(1 << (track & 7));
+    if (!(byte[track >> 3] & bit) != !self->owed.flip) continue; /* it is set */
+    byte[track >> 3] ^= bit;
+    self->marked++;
+  }
 }
 
 /* NULL: the write is Python's, and nothing has changed. */
@@ -1423,6 +1478,7 @@ static struct fly *begin_fly(Lane *self, long long offset, long long length) {
   if (at >= self->fly_top) self->fly_top = at + 1;
   self->in_flight++;
   touch_extents(self, &wanted, 1);
+  if (wanted.is_to_mark) mark_fly(self, &wanted);
   return &self->flies[at];
 }
 

@@ -64,10 +64,8 @@ def begin_write(core: Core, offset: int, length: int) -> Pass | None:
     span = table.geometry.get_span(offset, length)
     if not 0 < span.count <= SPAN_MOST or table.invalid.is_any(span.first, span.count) or not table.is_settled(span):
         return None
-    is_owed = table.owed.is_any(span.first, span.count)
-    if is_owed and not table.owed.is_all(span.first, span.count):
-        return None
-    if header.pair is not None and core.session is None and not is_owed:
+    is_owed = table.owed.is_all(span.first, span.count)
+    if core.session is not None and not is_owed and table.owed.is_any(span.first, span.count):
         return None
     extents = table.geometry.get_extents(span)
     if not is_prepared(core, extents):
@@ -77,6 +75,8 @@ def begin_write(core: Core, offset: int, length: int) -> Pass | None:
         return None
     core.in_flight += 1
     use_extents(core, extents)
+    if header.pair is not None and core.session is None and not is_owed:
+        table.mark_owed(span)
     is_mirrored = core.session is not None and not is_owed
     return Pass(ticket, span.first, span.count, is_mirrored, core.session, core.distrusts)
 

@@ -100,8 +100,8 @@ FAULTS = (
     ("invalid tracks are not looked at", "if (look_at(&self->invalid, fly->first, fly->count) != NONE) return 0;", ""),
     (
         "tracks owed in part count as owed",
-        "if (owed != NONE && owed != ALL) return 0;",
-        "if (owed == SOME) owed = ALL;",
+        "if (owed == SOME && self->now_session >= 0) return 0;",
+        "if (owed == SOME && self->now_session >= 0) owed = ALL;",
     ),
     (
         "the gate of the flows is not looked at",
@@ -121,6 +121,9 @@ FAULTS = (
         "add_int(self->core, n_in_flight, self->in_flight - self->in_flight_known)",
         "0",
     ),
+    ("tracks do not become owed", "if (wanted.is_to_mark) mark_fly(self, &wanted);", ""),
+    ("what the disk says of them is not kept", "(!fly->is_to_mark || are_pages_kept(self, fly))", "1"),
+    ("what becomes owed is not counted", "add_int(owed, n_count, self->marked)", "0"),
     ("what was sent is not noted", "    note_sent(self->core, &plain);", "    ;"),
     ("who waits for it is not woken", "if (self->needs_wake || self->now_session", "if (self->now_session"),
     ("a volume at rest for a command takes writes", "self->is_writable = !is_quiesced && ", "self->is_writable = "),
