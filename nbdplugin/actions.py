@@ -61,6 +61,13 @@ class StoreRead(NamedTuple):
     into: Data = None
 
 
+class StoreReads(NamedTuple):
+    """Result: the bytes of each (offset, length); `into` as with StoreRead, for all of them.  Raises StoreFailed."""
+
+    ranges: tuple[tuple[int, int], ...]
+    into: Data = None
+
+
 class StoreWrite(NamedTuple):
     """Raises StoreFailed."""
 
@@ -108,6 +115,14 @@ class PeerWrite(NamedTuple):
     offset: int
     length: int
     data: Data
+
+
+class PeerWrites(NamedTuple):
+    """Pushes of several ranges at once; raises PeerLost, PeerRefused, once none of them is under way."""
+
+    session: int
+    ranges: tuple[tuple[int, int], ...]
+    pieces: list[Data]
 
 
 class PeerFlush(NamedTuple):

@@ -5,13 +5,14 @@ The rate counts the bytes of the runs that hold data; holes cost nothing.  Rate 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
 
-from nbdplugin import modes, transfer
+from nbdplugin import modes, scatter, transfer
 from nbdplugin.core import Core
 from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import PathError
@@ -98,6 +99,19 @@ class Bucket:
         self._last = now
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a worker does in one turn; several runs only of a push."""
+
+    runs: tuple[Span, ...]
+    is_pull: bool
+
+    @property
+    def span(self) -> Span:
+        """From the first of them to the last."""
+        return Span(self.runs[0].first, self.runs[-1].end - self.runs[0].first)
+
+
 class Copier:
     """`_cursor` is shared by the workers under the engine's lock."""
 
@@ -162,14 +176,18 @@ class Copier:
             if found is None:
                 return _BUSY_S if self._core.failed is None else _IDLE_S
             start = time.monotonic()
-            done, moved = self._engine.run(transfer.copy_run(self._core, *found, run_bytes, buffer))
+            if len(found.runs) > 1:
+                done, moved = found.span.count, self._engine.run(scatter.push(self._core, found.runs, buffer))
+            else:
+                flow = transfer.copy_run(self._core, found.span, found.is_pull, run_bytes, buffer)
+                done, moved = self._engine.run(flow)
             self.bucket.note_time(moved, time.monotonic() - start)
         except PathError:
             self._note_failed(found)
             raise
         finally:
             self.bucket.settle(run_bytes, moved)
-        self._note_done(found[0], done)
+        self._note_done(found.span, done)
         return 0.0 if done else _BUSY_S
 
     def _is_host_fetching(self) -> bool:
@@ -182,28 +200,31 @@ class Copier:
     def _has_left(self) -> bool:
         return bool(self._core.table.invalid.count or self._core.table.owed.count)
 
-    def _choose(self, run_bytes: int) -> tuple[Span, bool] | None:
-        """A hole as long as it is known to be, else a run that one turn may move."""
+    def _choose(self, run_bytes: int) -> Chosen | None:
+        """A hole as long as it is known to be, else what one turn may move: one run, or several that are owed."""
         found = transfer.find_next(self._core, self._cursor)
         if found is None:
             self._cursor = 0
             return None
         run, is_pull = found
         count, is_hole = transfer.find_even(self._core, run.first, is_pull) or (run.count, False)
-        if any(span.first <= run.first < span.end for span in self._careful):
+        is_careful = any(span.first <= run.first < span.end for span in self._careful)
+        if is_careful:
             count = 1
         elif not is_hole:
             count = min(count, max(1, run_bytes // self._core.table.geometry.track_size))
-        run = Span(run.first, min(run.count, count))
-        self._cursor = run.end
-        return run, is_pull
+        runs: tuple[Span, ...] = (Span(run.first, min(run.count, count)),)
+        if not (is_pull or is_hole or is_careful):
+            runs = scatter.find_more(self._core, runs[0], run_bytes)
+        self._cursor = runs[-1].end
+        return Chosen(runs, is_pull)
 
-    def _note_failed(self, found: tuple[Span, bool] | None) -> None:
+    def _note_failed(self, found: Chosen | None) -> None:
         """A run with something in it that cannot be read is tried again track by track, so that the rest gets over."""
-        if found is not None and found[0].count > 1:
+        if found is not None and found.span.count > 1:
             with self._engine.lock:
-                self._careful = [*self._careful[1 - _CAREFUL_MOST :], found[0]]
-                self._cursor = min(self._cursor, found[0].first)
+                self._careful = [*self._careful[1 - _CAREFUL_MOST :], found.span]
+                self._cursor = min(self._cursor, found.span.first)
 
     def _note_done(self, run: Span, done: int) -> None:
         """The cursor goes back to what is left of the run."""

@@ -65,6 +65,7 @@ class Link:
         self.hands: dict[type, Callable[[Any], Any]] = {
             actions.PeerRead: self._read,
             actions.PeerWrite: self._write,
+            actions.PeerWrites: self._write_all,
             actions.PeerExtents: self._find_extents,
             actions.PeerFlush: self._flush,
             actions.PeerTell: self._tell,
@@ -321,6 +322,13 @@ class Link:
         data = action.data
         with self._get(action.session).copy.take() as connection:
             self._send(connection, action.offset, action.length, None if data and store.is_zero(data) else data)
+
+    def _write_all(self, action: actions.PeerWrites) -> None:
+        pieces = zip(action.ranges, action.pieces, strict=True)
+        with self._get(action.session).copy.take() as connection:
+            connection.write_all(
+                [(offset, length, None if store.is_zero(data) else data) for (offset, length), data in pieces]
+            )
 
     def _send(self, connection: Connection, offset: int, length: int, data: actions.Data) -> None:
         if data is None:

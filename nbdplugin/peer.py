@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -173,6 +173,25 @@ class Connection:
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         with self._call():
             self._handle.pwrite(data, offset)
+
+    def write_all(self, pieces: Sequence[tuple[int, int, bytes | bytearray | memoryview | None]]) -> None:
+        """(offset, length, data or None for zeroes), all under way at once; an error is told when none is any more."""
+        with self._call():
+            sent, failure = [], None
+            try:
+                for offset, length, data in pieces:
+                    zero, write = self._handle.aio_zero, self._handle.aio_pwrite
+                    sent.append(zero(length, offset) if data is None else write(data, offset))
+            except nbd.Error as error:
+                failure = error
+            for cookie in sent:
+                try:
+                    while not self._handle.aio_command_completed(cookie):
+                        self._handle.poll(-1)
+                except nbd.Error as error:
+                    failure = failure or error
+            if failure is not None:
+                raise failure
 
     def zero(self, offset: int, length: int, timeout_s: float) -> None:
         with self._call(timeout_s):

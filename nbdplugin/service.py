@@ -66,6 +66,7 @@ class Export(Protocol):
 def _make_hands(backing: Store, meta: MetaFile) -> dict[type, Callable[[Any], Any]]:
     return {
         actions.StoreRead: lambda a: backing.read(a.offset, a.length, a.into),
+        actions.StoreReads: lambda a: backing.read_all(a.ranges, a.into),
         actions.StoreWrite: lambda a: backing.write(a.offset, a.length, a.data),
         actions.StoreSync: lambda a: backing.sync(),
         actions.StoreExtents: lambda a: backing.find_extents(a.offset, a.length),

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,6 +77,16 @@ class Store:
         buf = bytearray(length) if into is None else into
         self.read_into(buf, offset)
         return buf
+
+    def read_all(self, ranges: Sequence[tuple[int, int]], into: memoryview | None) -> list[memoryview | bytearray]:
+        """Each (offset, length); one after the other in `into`, where that is long enough."""
+        found, at = [], 0
+        if into is not None and len(into) < sum(length for _, length in ranges):
+            into = None
+        for offset, length in ranges:
+            found.append(self.read(offset, length, None if into is None else into[at : at + length]))
+            at += length
+        return found
 
     def write(self, offset: int, length: int, data: bytes | bytearray | memoryview | None) -> None:
         """`data` None: zeroes, which may become a hole."""

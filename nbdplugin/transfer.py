@@ -229,7 +229,7 @@ def _pull(core: Core, run: Span, is_hole: bool, session: int, buffer: memoryview
     data = None if is_hole else (yield actions.PeerRead(session, offset, length, False, into))
     if not (yield from _store(core, run, session, data)):
         return 0, 0
-    _count_copied(core, run, length, data is None)
+    count_copied(core, run, length, data is None)
     return run.count, 0 if data is None else length
 
 
@@ -259,11 +259,11 @@ def _push(core: Core, run: Span, is_hole: bool, session: int, buffer: memoryview
     checkpoint.touch_extents(core, extents)
     core.note_sent(run)
     core.table.clear_owed(run)
-    _count_copied(core, run, length, data is None)
+    count_copied(core, run, length, data is None)
     return run.count, 0 if data is None else length
 
 
-def _count_copied(core: Core, run: Span, length: int, is_zero: bool) -> None:
+def count_copied(core: Core, run: Span, length: int, is_zero: bool) -> None:
     core.counts.copied_tracks += run.count
     core.counts.copied_bytes += length
     core.counts.zeroed_bytes += length if is_zero else 0

@@ -208,6 +208,23 @@ def test_an_error_reply_of_the_peer_is_shown_and_not_taken_for_a_lost_link(make_
     assert pair.source.read_store() == pair.destination.read_store()
 
 
+def test_tracks_that_are_owed_here_and_there_come_over(make_pair: MakePair) -> None:
+    size = 64 * MIB
+    pair = make_pair(size=size, source_data=os.urandom(size))
+    pair.create("destination")
+    pair.wait_synchronized()
+    before = pair.source.get_status()["counters"]["copied_tracks"]
+    pair.source.ask("suspend", operation="s", pair=pair.uuid)
+    owed = random.Random(5).sample(range(size // TRACK), 200)
+    with pair.source.open() as handle:
+        for track in owed:
+            handle.pwrite(bytes(TRACK) if track % 8 == 0 else os.urandom(TRACK), track * TRACK)
+    pair.source.ask("resume", operation="r", pair=pair.uuid)
+    pair.wait_synchronized()
+    assert pair.source.get_status()["counters"]["copied_tracks"] == before + len(owed)
+    assert pair.source.read_store() == pair.destination.read_store()
+
+
 def test_the_copy_rate_can_be_changed_while_the_copy_runs(make_pair: MakePair) -> None:
     pair = make_pair(size=64 * MIB, destination_data=os.urandom(64 * MIB))
     pair.create("source", rate=0)

@@ -259,6 +259,8 @@ class Machine:
             action.waiter.event = task
         elif kind is actions.WriteBoth:
             self._begin_both(task.side, action, take)
+        elif kind is actions.PeerWrites:
+            self._begin_all(action, take)
         elif kind is Greet:
             self._greet(action, take)
         elif hasattr(action, "session") and kind is not actions.EndSession:
@@ -278,6 +280,19 @@ class Machine:
         self.ops.append(Op(side, write, lambda _, error: put("local", error)))
         push = actions.PeerWrite(action.session, action.offset, action.length, action.data)
         self.send(self.conns.get(action.session), push, False, lambda _, error: put("peer", error))
+
+    def _begin_all(self, action: actions.PeerWrites, take: Sink) -> None:
+        conn, left, errors = self.conns.get(action.session), len(action.ranges), []
+
+        def put(_: Any, error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            errors.extend([error] if error else [])
+            if not left:
+                take(None, errors[0] if errors else None)
+
+        for (offset, length), data in zip(action.ranges, action.pieces, strict=True):
+            self.send(conn, actions.PeerWrite(action.session, offset, length, data), True, put)
 
     # --- local operations ---
 
@@ -312,6 +327,9 @@ class Machine:
                 op.sink(None, StoreFailed("a read", errno.EIO))
             else:
                 op.sink(self.stores.get(side, action.offset // CELL, action.length // CELL), None)
+        elif kind is actions.StoreReads:
+            cells = [self.stores.get(side, offset // CELL, length // CELL) for offset, length in action.ranges]
+            op.sink(cells, None)
         elif kind is actions.StoreExtents:
             op.sink(self._find_extents(side, action), None)
         elif kind is actions.EndSession:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nbdplugin import actions, checkpoint, modes, transfer
+from nbdplugin import actions, checkpoint, modes, scatter, transfer
 from nbdplugin.core import Core, Request
 from nbdplugin.errors import PathError, PeerRefused, Refused
 from nbdplugin.geometry import Span
@@ -132,6 +132,10 @@ class Threads(Base):
             self.copies = max(0, self.copies - 1)
             self.count_error("copy", error)
 
+        if not is_pull and self.rng.random() < 0.5:
+            runs = scatter.find_more(core, run, transfer.RUN_BYTES * 4)
+            self.machine.spawn(A, f"copy of {len(runs)} runs from {run.first}", scatter.push(core, runs), end)
+            return True
         self.machine.spawn(A, f"copy {run.first}+{run.count}", transfer.copy_run(core, run, is_pull), end)
         return True
 
