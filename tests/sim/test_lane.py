@@ -95,7 +95,7 @@ def test_c_and_python_decide_alike_at_every_step() -> None:
 
 # What only the way past the interpreter's lock has: (what is broken, of _lanemod.c this, so).  Not here, since no seed
 # of 400 shows it: what end_fly asks of session and failed syncs, whose twins in lane.py lanefaults.py plants; that a
-# change of the table is under way; and what may_fly asks of owed tracks without a session, which end_fly asks again.
+# change of the table is under way; and that tracks become owed without a session, which end_fly asks again.
 FAULTS = (
     ("invalid tracks are not looked at", "if (look_at(&self->invalid, fly->first, fly->count) != NONE) return 0;", ""),
     (
@@ -121,7 +121,6 @@ FAULTS = (
         "add_int(self->core, n_in_flight, self->in_flight - self->in_flight_known)",
         "0",
     ),
-    ("tracks do not become owed", "if (wanted.is_to_mark) mark_fly(self, &wanted);", ""),
     ("what the disk says of them is not kept", "(!fly->is_to_mark || are_pages_kept(self, fly))", "1"),
     ("what becomes owed is not counted", "add_int(owed, n_count, self->marked)", "0"),
     ("what was sent is not noted", "    note_sent(self->core, &plain);", "    ;"),
