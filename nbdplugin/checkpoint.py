@@ -2,6 +2,9 @@
 
 A mark is set on disk before the write that needs it (activate) and cleared only after the data it guards is
 durable on both sides (checkpoint), or at once together with its reason (settle).  Concurrent requests share syncs.
+
+While there is no session every write owes its tracks in memory before it begins.  Where more extents are wanted, again
+and again, than may be active, the disk owes whole pages of tracks instead (claim); no page is claimed in a session.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ from collections.abc import Set
 
 from nbdplugin import actions
 from nbdplugin.actions import Flow
-from nbdplugin.core import Core, Extent
+from nbdplugin.core import Core, Extent, Request
 from nbdplugin.errors import PathError, PeerLost, PeerRefused
 from nbdplugin.geometry import Span
 from nbdplugin.tracks import Bits, Change
 
 IDLE_CHECKPOINTS = 8
+CALM_CHECKPOINTS = 8
 NONE = range(0)
 
 
@@ -35,15 +39,30 @@ def take_generation(core: Core) -> Flow[None]:
 
 
 def is_prepared(core: Core, extents: range) -> bool:
-    """Whether a write to these extents may start: recorded as active if paired, lineage taken if needed."""
-    on_disk = core.table.active_on_disk
-    if core.table.header.pair is not None and not all(e in on_disk and e in core.extents for e in extents):
+    """Whether a write to these extents may start: recorded if paired, lineage taken if needed."""
+    if core.table.header.pair is not None and not all(is_recorded(core, extent) for extent in extents):
         return False
     return not needs_generation(core)
 
 
+def is_recorded(core: Core, extent: int) -> bool:
+    """Whether recovery would know of a write to the extent: it is active, or lies in claimed pages.
+
+    The second lasts until nothing is in flight: an extent in claimed pages is never made active under a write that
+    was not counted as a use of it.
+    """
+    if extent in core.table.active_on_disk and extent in core.extents:
+        return True
+    return is_claimed(core, extent)
+
+
+def is_claimed(core: Core, extent: int) -> bool:
+    claimed = core.table.owed_pages_on_disk
+    return bool(claimed) and claimed.issuperset(core.table.get_extent_pages(extent))
+
+
 def prepare(core: Core, extents: range) -> Flow[None]:
-    """One round towards is_prepared; the caller asks again.  Concurrent rounds share one header write."""
+    """One round towards is_prepared; the caller asks again.  Concurrent rounds share one table write."""
     if core.table.header.pair is not None:
         core.wanted_extents.update(e for e in extents if e not in core.extents)
     if core.is_activating:
@@ -54,13 +73,17 @@ def prepare(core: Core, extents: range) -> Flow[None]:
         yield from _activate(core, extents)
     finally:
         core.is_activating = False
-        core.wanted_extents.clear()
+        core.wanted_extents = {extent for extent in core.wanted_extents if not is_recorded(core, extent)}
         core.wake_all("activation")
 
 
 def _activate(core: Core, first: range) -> Flow[None]:
     """Room is for the extents `first` before those of others: requests that evicted each other's would not end."""
     if len(core.table.active_on_disk) + len(core.wanted_extents) > core.max_active:
+        if core.session is None:
+            is_calm, core.unrest = core.unrest == 0, CALM_CHECKPOINTS
+            if not is_calm and (yield from core.write_table(lambda: _build_claim(core, first))):
+                return
         yield from checkpoint(core, first)
         if len(core.table.active_on_disk) >= core.max_active:
             if any(use.in_flight for use in core.extents.values()):
@@ -71,11 +94,9 @@ def _activate(core: Core, first: range) -> Flow[None]:
 
 def _build_activation(core: Core, wanted: Set[int], first: range = NONE) -> Change | None:
     room = core.max_active - len(core.table.active_on_disk)
-    new = frozenset(sorted(wanted - set(core.extents), key=lambda extent: (extent not in first, extent))[:room])
-    if needs_generation(core):
-        core.own_generation = core.new_name()
-        core.table.header.take_generation(core.own_generation)
-    elif not new:
+    lacking = [extent for extent in wanted if extent not in core.extents and not is_claimed(core, extent)]
+    new = frozenset(sorted(lacking, key=lambda extent: (extent not in first, extent))[:room])
+    if not _take_lineage(core) and not new:
         return None
     for extent in new:
         core.extents[extent] = Extent()
@@ -83,8 +104,40 @@ def _build_activation(core: Core, wanted: Set[int], first: range = NONE) -> Chan
     return core.table.build_change((), {}, header=True, active=core.table.active_on_disk | new)
 
 
+def _take_lineage(core: Core) -> bool:
+    """Into the header in memory, if one is needed: then the change that is being built takes the header along."""
+    if not needs_generation(core):
+        return False
+    core.own_generation = core.new_name()
+    core.table.header.take_generation(core.own_generation)
+    return True
+
+
+def _build_claim(core: Core, first: range) -> Change | None:
+    """The pages of all extents that are wanted, as far as there may be more; None if not all of `first` can be had.
+
+    As many pages may be claimed as extents active.
+    """
+    table = core.table
+    wanted = {page for extent in core.wanted_extents for page in table.get_extent_pages(extent)}
+    mine = {page for extent in first if not is_recorded(core, extent) for page in table.get_extent_pages(extent)}
+    wanted, mine = wanted - table.owed_pages_on_disk, mine - table.owed_pages_on_disk
+    room = core.max_active - len(table.owed_pages_on_disk)
+    if not wanted or len(mine) > room:
+        return None
+    pages = sorted(wanted, key=lambda page: (page not in mine, page))[:room]
+    core.counts.claimed_pages += len(pages)
+    return table.build_claim(pages, header=_take_lineage(core))
+
+
+def unclaim(core: Core) -> Flow[None]:
+    """The disk owes what is owed in memory.  While nothing is in flight: what began under a claim relies on it."""
+    if core.table.owed_pages_on_disk:
+        yield from core.write_table(core.table.build_unclaim)
+
+
 def use_extents(core: Core, extents: range) -> None:
-    """Counts a write in flight on each active extent; see release_extents."""
+    """Counts a write in flight on each active extent; see release_extents.  What is only claimed is not counted."""
     for extent in extents:
         use = core.extents.get(extent)
         if use is not None:
@@ -171,7 +224,33 @@ def checkpoint(core: Core, room_for: range | None = None) -> Flow[bool]:
 
 def is_due(core: Core) -> bool:
     """Whether a checkpoint would have something to do."""
-    return bool(core.table.get_differing() or core.table.active_on_disk or core.unflushed)
+    table = core.table
+    return bool(table.get_differing() or table.active_on_disk or table.owed_pages_on_disk or core.unflushed)
+
+
+def keep(core: Core) -> Flow[None]:
+    """The driver's, every so often: a checkpoint; and once writes have been few for a while every claim ends."""
+    _note_unrest(core)
+    request = Request()
+    yield from core.admit(request)
+    try:
+        yield from checkpoint(core)
+    finally:
+        core.depart(request)
+    if core.unrest or core.is_quiesced or not core.table.owed_pages_on_disk:
+        return
+    core.unrest = CALM_CHECKPOINTS
+    yield from core.quiesce()
+    try:
+        yield from unclaim(core)
+    finally:
+        core.resume_admission()
+
+
+def _note_unrest(core: Core) -> None:
+    is_calm = core.table.marked - core.marked_before <= core.max_active
+    core.unrest = max(0, core.unrest - 1) if is_calm else CALM_CHECKPOINTS
+    core.marked_before = core.table.marked
 
 
 def _checkpoint(core: Core, room_for: range | None) -> Flow[bool]:
@@ -192,11 +271,11 @@ def _build_checkpoint(
     if core.turn != turn:
         return None
     if session is None:  # nothing of what is owed became durable at the peer
-        noted = {page: Bits(bits.invalid, 0) for page, bits in noted.items()}
+        noted = {page: Bits(bits.invalid, 0) for page, bits in noted.items() if bits.invalid}
     most = IDLE_CHECKPOINTS if room_for is None else 1
     retired = {e for e, use in core.extents.items() if use.in_flight == 0 and use.idle >= most}
     retired.difference_update(room_for or NONE)
-    pages = set(noted) | (core.table.get_differing() if retired else set())
+    pages = set(noted) | (core.table.get_behind() if retired else set())
     if not pages and not retired:
         return None
     for extent in retired:

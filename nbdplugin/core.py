@@ -60,6 +60,7 @@ class Counts:
     sessions: int = 0
     checkpoints: int = 0
     activations: int = 0
+    claimed_pages: int = 0
     table_writes: int = 0
     read_errors: int = 0
     peer_reads: int = 0
@@ -71,7 +72,8 @@ class Core:
 
     `turn` changes whenever what a checkpoint noted may have lost its meaning: a session begins or ends, tracks
     become invalid, a command changes the table.  `distrusts` counts failed syncs: what was written to the store
-    while it changed may be lost.  `unflushed` spans were sent in this session and no flush of the peer has begun
+    while it changed may be lost.  `unrest`: after so many checkpoints that find little to record writes are few again.
+    `unflushed` spans were sent in this session and no flush of the peer has begun
     since, `flushing` ones wait for theirs.  `doubts` counts what made header.doubtful true.
     """
 
@@ -101,6 +103,8 @@ class Core:
         self.fetching = 0  # host requests that wait for the peer's data
         self.extents = {extent: Extent() for extent in table.header.active}
         self.wanted_extents: set[int] = set()
+        self.unrest = 0
+        self.marked_before = 0  # the table's count when the last checkpoint began
         self.is_activating = False
         self.is_table_busy = False
         self.is_checkpointing = False

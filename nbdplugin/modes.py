@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nbdplugin import actions, checkpoint, tracks
 from nbdplugin.actions import Flow
 from nbdplugin.core import Core, Request
-from nbdplugin.errors import PeerLost, PeerRefused, Refused
+from nbdplugin.errors import PathError, PeerLost, PeerRefused, Refused
 from nbdplugin.lineage import Greeting
 from nbdplugin.tracks import Change
 
@@ -237,6 +237,8 @@ def drain(core: Core) -> Flow[None]:
     """Everything durable, nothing admitted any more: the process may be killed.  The caller re-admits on its limit."""
     yield from core.quiesce()
     yield from checkpoint.checkpoint_or_note(core)
+    with contextlib.suppress(PathError):
+        yield from checkpoint.unclaim(core)  # what comes after this process shall not send more than is owed
 
 
 def _check_whole(core: Core) -> None:
@@ -298,6 +300,7 @@ def note_accepted(core: Core, greeting: Greeting, epoch: str) -> Flow[bool]:
     def change() -> Flow[None]:
         if header.pair != greeting.pair or header.session != greeting.session:
             raise PeerLost("the pair changed while the peer was greeted")
+        yield from checkpoint.unclaim(core)  # before what the disk owes is taken for what the peer may lack
         if header.committed and header.epoch != epoch:
             for extent in core.table.active_on_disk:
                 core.table.mark_owed(core.table.geometry.get_extent_span(extent))
@@ -319,6 +322,7 @@ def session_up(core: Core, session: int, is_told: bool) -> Flow[bool]:
     header = core.table.header
 
     def change() -> Flow[None]:
+        yield from checkpoint.unclaim(core)  # a write that goes to both sides must find its extent active
         if header.accepted != session or not (header.committed and header.ready):
             raise PeerLost("the path was suspended or deleted while the peer was greeted")
         if core.table.owed.count and not is_told:
@@ -328,7 +332,6 @@ def session_up(core: Core, session: int, is_told: bool) -> Flow[bool]:
         core.link_error = None
         core.counts.sessions += 1
         core.wake_all("path")
-        yield from ()
 
     yield from _quiesced(core, change)
     return core.session == session

@@ -20,7 +20,7 @@ from nbdplugin import actions, checkpoint, control, lineage, link, modes, status
 from nbdplugin.actions import Patience
 from nbdplugin.control import Control, get_policy, get_side, get_text
 from nbdplugin.copier import Copier
-from nbdplugin.core import Core, Request
+from nbdplugin.core import Core
 from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerRefused, SessionOver
 from nbdplugin.link import Link
@@ -162,6 +162,7 @@ class HostService:
             facts = status.describe(core.table)
             facts["counters"] = dataclasses.asdict(core.counts) | {"marked_tracks": core.table.marked}
             facts["active_extents"] = len(core.table.active_on_disk)
+            facts["claimed_pages"] = len(core.table.owed_pages_on_disk)
         return facts | {
             "volume": self.params.volume,
             "role": "host",
@@ -272,20 +273,12 @@ class HostService:
                 with self.engine.lock:
                     is_due = checkpoint.is_due(self.core) and self.core.failed is None
                 if is_due:
-                    self.engine.run(self._checkpoint())
+                    self.engine.run(checkpoint.keep(self.core))
                 if self._clock.is_due(self.core.table.header) and not self.core.is_read_only:
                     self.engine.run(self.core.write_header())
             except PathError as error:
                 log.warning("volume %s: a checkpoint failed: %s", self.params.volume, error)
             took_s = time.monotonic() - start
-
-    def _checkpoint(self) -> actions.Flow[None]:
-        request = Request()
-        yield from self.core.admit(request)
-        try:
-            yield from checkpoint.checkpoint(self.core)
-        finally:
-            self.core.depart(request)
 
 
 def _fence(target: Target, pair: str | None, flow: actions.Flow[T]) -> actions.Flow[T]:

@@ -5,6 +5,9 @@ an extra copy, it cannot lose a write.  Memory changes at once; the disk follows
 writes and then reports with `note_written`.  Until then the shadow holds what the disk says of each page that
 differs from memory.  On disk as in memory no track is both invalid and owed: invalid wins.
 
+A *claimed* page says on disk that each of its tracks is owed, or invalid: a write that owes its tracks in memory needs
+nothing more there.  Memory stays exact, and when the claim ends the disk becomes so again.
+
 The caller holds the core's lock in every call.
 """
 
@@ -143,6 +146,9 @@ class Table:
 
     `marked` counts the tracks that were neither invalid nor owed and became so since the table was loaded: with what
     is left it tells how many were brought over.
+
+    `owed_pages_on_disk`: the claimed pages.  From the time that a page is in it until build_unclaim or build_fill, the
+    disk says owed or invalid of each of its tracks, whatever else is written.
     """
 
     def __init__(self, header: Header, sequence: int = 0, extent_size: int = EXTENT_SIZE) -> None:
@@ -155,7 +161,9 @@ class Table:
         self.pages = layout.count_pages(self.geometry.tracks)
         self.active_on_disk = frozenset(header.active)
         self.generation_on_disk = header.generation
+        self.owed_pages_on_disk: set[int] = set()
         self.marked = 0
+        self._claimed: dict[int, int] = {}  # pages, and which owed bits memory had cleared ahead of the disk before
         self._written: set[int] = set()  # the pages that header.pages counts
         self._shadow: dict[int, Bits] = {}
         self._pending: dict[int, Bits] = {}  # pages of the change under way: the disk may hold them already
@@ -182,6 +190,20 @@ class Table:
     def get_differing(self) -> set[int]:
         """The pages whose disk image differs from memory."""
         return set(self._shadow)
+
+    def get_behind(self) -> set[int]:
+        """The pages of which memory has marks that the disk has not."""
+        behind = set()
+        for page, disk in self._shadow.items():
+            memory = self._get_memory(page)
+            if memory.invalid & ~disk.invalid or memory.owed & ~disk.owed:
+                behind.add(page)
+        return behind
+
+    def get_extent_pages(self, extent: int) -> range:
+        """The pages that hold the extent's tracks."""
+        span = self.geometry.get_extent_span(extent)
+        return range(span.first // layout.TRACKS_PER_PAGE, (span.end - 1) // layout.TRACKS_PER_PAGE + 1)
 
     # --- memory ---
 
@@ -288,9 +310,26 @@ class Table:
         self._pending = {page: bits for page, _, bits in written}
         return Change(written, raw, self.header.generation, active)
 
+    def build_claim(self, pages: Iterable[int], header: bool) -> Change:
+        """Claims these pages, of which none is claimed."""
+        for page in pages:
+            self._claimed[page] = self.get_disk(page).owed & ~self._get_memory(page).owed
+        return self.build_change(pages, {}, header)
+
+    def build_unclaim(self) -> Change:
+        """Ends every claim: the disk owes what memory owes, and what memory had cleared ahead of it before."""
+        clear = {page: Bits(0, ~kept) for page, kept in self._claimed.items()}
+        self._end_claims()
+        return self.build_change(clear, clear, header=False)
+
+    def _end_claims(self) -> None:
+        self._claimed.clear()
+        self.owed_pages_on_disk.clear()
+
     def build_fill(self, invalid: bool | None, owed: bool | None) -> Change:
         """Whole planes set or cleared (None: kept) by the header alone; ends every active extent."""
         self.sequence += 1
+        self._end_claims()
         before = self.invalid.count + self.owed.count
         for name, plane, value in (("invalid", self.invalid, invalid), ("owed", self.owed, owed)):
             if value is not None:
@@ -311,6 +350,8 @@ class Table:
                 self._shadow.pop(page, None)
             else:
                 self._shadow[page] = bits
+            if page in self._claimed:
+                self.owed_pages_on_disk.add(page)
         if change.header is not None:
             self.generation_on_disk = change.generation
         if change.active is not None:
@@ -330,6 +371,8 @@ class Table:
         disk, memory = self.get_disk(page), self._get_memory(page)
         invalid = disk.invalid & ~(clear.invalid & ~memory.invalid) | memory.invalid
         owed = (disk.owed & ~(clear.owed & ~memory.owed) | memory.owed) & ~invalid
+        if page in self._claimed:
+            owed = ((1 << self._get_page_tracks(page)[1]) - 1) & ~invalid
         size = layout.PLANE_BYTES
         payload = invalid.to_bytes(size, "little") + owed.to_bytes(size, "little")
         raw = layout.encode(layout.KIND_BITS, page, self.sequence, self.volume, payload)

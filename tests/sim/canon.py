@@ -30,7 +30,7 @@ from tests.sim.rules import Rules
 SESSIONS = ("session", "accepted")
 UNSEEN = {  # what nothing is decided by
     Core: {"counts", "link_error", "was_refused", "ending", "new_name", "max_waiters", "turn", "distrusts", "doubts"}
-    | {"views"},
+    | {"marked_before", "views"},
     Target: {"new_name", "read_bytes", "written_bytes", "fetched_bytes", "fetched_tracks", "spoken"},
 }
 
@@ -56,6 +56,7 @@ class Canon:
         return (
             self._draw_owner(world.core, A),
             self._draw_views(world.core),
+            world.core.table.marked - world.core.marked_before > world.core.max_active,
             self._draw_owner(world.target, B),
             [self._draw_meta(side) for side in (A, B)],
             self._draw_cells(),

@@ -23,6 +23,7 @@ Left out, because a second line of defence holds the promise alone:
 
 from __future__ import annotations
 
+from tests.sim.claimfaults import CLAIMS
 from tests.sim.copyfaults import COPY
 from tests.sim.lanefaults import LANE
 from tests.sim.mutation import Mutation as Mutation
@@ -39,8 +40,8 @@ MUTATIONS = (
     Mutation(
         "writes without an active extent",
         "nbdplugin.checkpoint.is_prepared",
-        "    on_disk = core.table.active_on_disk",
-        "    return True",
+        "if core.table.header.pair is not None and not all(is_recorded(core, extent) for extent in extents):",
+        "if False:",
         hint=0,
     ),
     Mutation(
@@ -313,7 +314,7 @@ MUTATIONS = (
     Mutation(
         "an extent is retired without the owed bits of its tracks",
         "nbdplugin.checkpoint._build_checkpoint",
-        "pages = set(noted) | (core.table.get_differing() if retired else set())",
+        "pages = set(noted) | (core.table.get_behind() if retired else set())",
         "pages = set(noted)",
         hint=0,
     ),
@@ -686,6 +687,7 @@ MUTATIONS = (
         "header.epoch, header.doubtful, core.is_loss_untold = None, False, False",
         hint=2,
     ),
+    *CLAIMS,
     *LANE,
     *COPY,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from nbdplugin import layout
 from tests.sim.disk import PER_TRACK, A, B, Lost, Meta, Stores, View, mask_extents
 from tests.sim.model import FLIGHT, Model, Saved, Violation
 
@@ -197,12 +198,33 @@ class Rules:
                     left &= ~(((1 << count) - 1) << first)
             if left and not self.is_split():
                 raise Violation(f"rule 2: in memory tracks {left:b} differ unmarked")
+        self._check_claims(core)
         is_told = self.metas[B].view.header.incomplete or self.is_split()
         if core.session is not None and owed and not is_told:
             raise Violation("the destination is to be pushed to, but is not marked incomplete")
 
+    def _check_claims(self, core: Any) -> None:
+        """The disk owes whatever a claim says, now and after a power loss; uses of extents are counted in and out."""
+        table = core.table
+        claimed = 0
+        for page in table.owed_pages_on_disk:
+            first = page * layout.TRACKS_PER_PAGE
+            claimed |= (1 << min(first + layout.TRACKS_PER_PAGE, table.geometry.tracks)) - (1 << first)
+        for view in (self.view, self.metas[A].durable):
+            left = claimed & ~(view.invalid | view.raw_owed)
+            if left:
+                raise Violation(f"a claim: tracks {left:b} are neither owed nor invalid on disk")
+        if claimed and core.session is not None:
+            raise Violation("a claim: pages are claimed while a session is up")
+        if len(table.owed_pages_on_disk) > core.max_active:
+            raise Violation(f"a claim: {len(table.owed_pages_on_disk)} pages, {core.max_active} may be claimed")
+        if any(use.in_flight < 0 for use in core.extents.values()):
+            raise Violation("fewer than no writes are in flight on an active extent")
+
     def _check_quiet(self, core: Any) -> None:
-        """Once a command has waited for the requests in flight, no other begins before it is done."""
+        """Once a command has waited for the requests in flight, no other begins before it is done, and none goes on."""
+        if not core.in_flight and len(core.gate):
+            raise Violation("nothing is in flight, and somebody holds or waits for tracks")
         if self._is_quiet and core.is_quiesced and core.in_flight:
             raise Violation("a request is admitted while a command changes the volume")
         self._is_quiet = core.is_quiesced and not core.in_flight

@@ -1,8 +1,8 @@
 """small - a World without chance: five tracks, three extents, three pages of the table, a given order of events.
 
 Tracks 0 to 3 have four cells, track 4 has two; extents and pages hold two tracks each, and two extents may be active.
-An extent is retired by the first checkpoint that finds it at rest.  Of the events that are possible the newest comes
-first, or the oldest.
+An extent is retired by the first checkpoint that finds it at rest, a claim ends with the first that finds little to
+record.  Of the events that are possible the newest comes first, or the oldest.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def shrink() -> None:
     if not hasattr(layout._seal, "cache_info"):
         layout._seal = functools.lru_cache(1 << 14)(layout._seal)
     disk.EXTENT_SIZE = 2 * TRACK_SIZE
-    checkpoint.IDLE_CHECKPOINTS = 1
+    checkpoint.IDLE_CHECKPOINTS = checkpoint.CALM_CHECKPOINTS = 1
 
 
 class SmallMeta(Meta):
@@ -366,7 +366,7 @@ class Small(World):
         core = self._get_core()
         if core.failed is not None or not checkpoint.is_due(core):
             return False
-        self.machine.spawn(A, "checkpoint", self.keep_checkpoint(core), self._ignore)
+        self.machine.spawn(A, "checkpoint", checkpoint.keep(core), self._ignore)
         return True
 
     def _ignore(self, value: Any, error: Exception | None) -> None:

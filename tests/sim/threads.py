@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbdplugin import actions, checkpoint, modes, scatter, transfer
-from nbdplugin.core import Core, Request
+from nbdplugin.core import Core
 from nbdplugin.errors import PathError, PeerRefused, Refused
 from nbdplugin.geometry import Span
 from tests.sim.base import Base
@@ -76,14 +76,6 @@ class Threads(Base):
         except PathError as error:
             yield from modes.lose_session(core, session, str(error))
 
-    def keep_checkpoint(self, core: Core) -> actions.Flow[None]:
-        request = Request()
-        yield from core.admit(request)
-        try:
-            yield from checkpoint.checkpoint(core)
-        finally:
-            core.depart(request)
-
     def spawn_link(self, core: Core) -> None:
         self.is_greeting = True
 
@@ -108,7 +100,7 @@ class Threads(Base):
             self.checkpoints = max(0, self.checkpoints - 1)
             self.count_error("checkpoint", error)
 
-        self.machine.spawn(A, "checkpoint", self.keep_checkpoint(core), end)
+        self.machine.spawn(A, "checkpoint", checkpoint.keep(core), end)
 
     def spawn_finish(self, core: Core) -> None:
         self.is_finishing = True

@@ -7,7 +7,7 @@ import random
 import uuid
 from typing import Any
 
-from nbdplugin import layout, transfer
+from nbdplugin import checkpoint, layout, transfer
 from nbdplugin.core import Core
 from nbdplugin.target import Target
 from nbdplugin.tracks import Header
@@ -25,6 +25,7 @@ SETTLE_STEPS = 30_000
 def shrink() -> None:
     """Small pages and runs, so that a small volume has several of each."""
     layout.PLANE_BYTES, layout.TRACKS_PER_PAGE, layout.PAGE_SIZE = 1, 8, 128
+    checkpoint.CALM_CHECKPOINTS = 2
     transfer.RUN_BYTES, transfer.HOLE_BYTES, transfer.LOOK_BYTES = 2 * TRACK_SIZE, 8 * TRACK_SIZE, 16 * TRACK_SIZE
 
 

@@ -41,6 +41,8 @@ class Disk:
         self.table = Table(make_header())
         self.memory = dict.fromkeys(range(TRACKS), VALID)
         self.marked = 0
+        self.claimed: set[int] = set()
+        self.kept: set[int] = set()  # tracks that memory had cleared and the disk owed when they were claimed
         self.header = b""
         self.pages: dict[int, bytes] = {}
         self.put(self.table.build_fill(False, False))
@@ -85,7 +87,32 @@ class Disk:
             "clear": self.table.clear_owed,
         }[what](span)
 
+    def claim(self) -> None:
+        before = read(self.load())
+        pages = {page for page in range(self.table.pages) if self.rng.random() < 0.5} - self.claimed
+        self.kept |= {t for t in range(TRACKS) if t // PER_PAGE in pages and before[t] == OWED != self.memory[t]}
+        change = self.table.build_claim(pages, header=self.rng.random() < 0.5)
+        assert self.table.owed_pages_on_disk == self.claimed, "not before it is written"
+        self.put(change)
+        self.claimed |= pages
+
+    def unclaim(self) -> None:
+        """As long as it lasted there was no session, so that nothing was cleared."""
+        before = read(self.load())
+        change = self.table.build_unclaim()
+        assert not self.table.owed_pages_on_disk, "before it is written"
+        self.put(change)
+        after = read(self.load())
+        for track, old in before.items():
+            is_claimed, memory = track // PER_PAGE in self.claimed, self.memory[track]
+            if not is_claimed or old == INVALID or track in self.kept:
+                assert after[track] in (old, memory, INVALID)
+            else:
+                assert after[track] == memory
+        self.claimed, self.kept = set(), set()
+
     def fill(self, value: str | None) -> None:
+        self.claimed, self.kept = set(), set()
         invalid = None if value is None else value == INVALID
         left = sum(old != VALID for old in self.memory.values())
         self.marked += TRACKS - left if value in (INVALID, OWED) else 0
@@ -184,6 +211,60 @@ def test_settled_means_that_no_valid_track_is_invalid_on_disk(seed: int) -> None
         span, on_disk = disk.get_span(), read(disk.load())
         unsettled = [t for t in range(span.first, span.end) if on_disk[t] == INVALID != disk.memory[t]]
         assert disk.table.is_settled(span) == (not unsettled)
+
+
+@given(st.integers(0, 1 << 32))
+def test_a_claimed_page_is_owed_or_invalid_whatever_else_is_written(seed: int) -> None:
+    disk = Disk(seed)
+    for _ in range(25):
+        choice = disk.rng.random()
+        if choice < 0.5:
+            disk.mark(disk.rng.choice(["invalid", "valid", "owed", "clear"]), disk.get_span())
+        elif choice < 0.65:
+            pages = disk.rng.sample(range(disk.table.pages), disk.rng.randint(1, disk.table.pages))
+            clear = {page: Bits(disk.rng.getrandbits(PER_PAGE), disk.rng.getrandbits(PER_PAGE)) for page in pages}
+            disk.put(disk.table.build_change(pages, clear, header=False))
+        elif choice < 0.85:
+            disk.claim()
+        elif choice < 0.95:
+            disk.unclaim()
+        else:
+            disk.fill(disk.rng.choice([VALID, INVALID, OWED, None]))
+        on_disk = read(disk.load())
+        assert read(disk.table) == disk.memory
+        assert read_shadow(disk.table) == on_disk
+        assert disk.table.owed_pages_on_disk == disk.claimed
+        assert not [t for t in range(TRACKS) if t // PER_PAGE in disk.claimed and on_disk[t] == VALID]
+
+
+def test_the_end_of_a_claim_keeps_what_memory_had_cleared_before_it() -> None:
+    disk = Disk(1)
+    disk.mark("owed", Span(0, 3))
+    disk.put(disk.table.build_change([0], {}, header=False))
+    disk.mark("clear", Span(0, 1))
+    disk.put(disk.table.build_claim({0, 1}, header=False))
+    disk.mark("owed", Span(9, 1))
+    assert disk.table.get_differing() == {0, 1}
+    assert disk.table.get_behind() == set()
+    disk.put(disk.table.build_unclaim())
+    assert {track for track, value in read(disk.load()).items() if value == OWED} == {0, 1, 2, 9}
+
+
+def test_the_pages_behind_are_those_whose_marks_the_disk_lacks() -> None:
+    disk = Disk(1)
+    disk.mark("owed", Span(0, 1))
+    disk.put(disk.table.build_change([0], {}, header=False))
+    disk.mark("clear", Span(0, 1))
+    disk.mark("owed", Span(8, 1))
+    disk.mark("invalid", Span(16, 1))
+    assert disk.table.get_behind() == {1, 2}
+
+
+@pytest.mark.parametrize(("extent", "pages"), [(0, [0]), (1, [0, 1]), (2, [1]), (3, [1, 2]), (4, [2])])
+def test_an_extent_lies_in_one_page_or_in_two(extent: int, pages: list[int]) -> None:
+    header = make_header()
+    table = Table(header, extent_size=5 * 4096)
+    assert list(table.get_extent_pages(extent)) == pages
 
 
 def test_a_page_under_way_that_says_invalid_is_not_settled() -> None:
