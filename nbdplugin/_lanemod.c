@@ -47,7 +47,7 @@
   X(peer_generation) X(last_write) X(_bytes) X(_flip) X(_tickets) X(read_bytes) X(write_bytes) X(mirrored_bytes)       \
   X(note_sent) X(leave) X(wake) X(idle) X(lock) X(acquire) X(release) X(release_woken) X(pins) X(pin) X(sum_s)         \
   X(export) X(_session) X(_pair) X(_heard_at) X(is_open) X(failed) X(running) X(waiters) X(written_bytes)              \
-  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target) X(size) X(mark_owed) X(marked) X(count)
+  X(copied_bytes) X(fetched_bytes) X(fetched_tracks) X(_is_for_host) X(target) X(size) X(mark_owed) X(owed_pages_on_disk) X(_claimed) X(marked) X(count)
 #define DECLARE(name) static PyObject *n_##name;
 NAMES(DECLARE)
 
@@ -360,7 +360,7 @@ static int is_settled(PyObject *table, long long first, long long count) {
 /* --- a plain write: lane.Pass, and what its decision needs of the core --- */
 
 struct plain {
-  long long offset, length, first, count, first_extent, last_extent, distrusts;
+  long long offset, length, first, count, first_extent, last_extent, tracks, tracks_per_extent, distrusts;
   int is_mirrored, is_to_mark; /* to mark: the tracks become owed with it */
   PyObject *session; /* an int or None */
   PyObject *ticket;
@@ -368,11 +368,14 @@ struct plain {
 
 static int get_geometry(PyObject *table, struct plain *plain) {
   PyObject *geometry = PyObject_GetAttr(table, n_geometry);
-  long long track_size, extent_size;
+  long long track_size, extent_size, size;
   if (geometry == NULL) return -1;
-  int failed = get_int(geometry, n_track_size, &track_size) || get_int(geometry, n_extent_size, &extent_size);
+  int failed = get_int(geometry, n_track_size, &track_size) || get_int(geometry, n_extent_size, &extent_size) ||
+               get_int(geometry, n_size, &size);
   Py_DECREF(geometry);
   if (failed) return -1;
+  plain->tracks = (size + track_size - 1) / track_size;
+  plain->tracks_per_extent = extent_size / track_size;
   plain->first = plain->offset / track_size;
   plain->count = plain->length == 0 ? 0 : (plain->offset + plain->length - 1) / track_size - plain->first + 1;
   plain->first_extent = plain->offset / extent_size;
@@ -395,7 +398,23 @@ static int needs_generation(PyObject *core, PyObject *table, PyObject *header, P
   return needs;
 }
 
-/* checkpoint.is_prepared but for the generation: each extent recorded as active. */
+/* checkpoint.is_claimed */
+static int is_claimed(PyObject *table, const struct plain *plain, long long extent) {
+  PyObject *claimed = PyObject_GetAttr(table, n_owed_pages_on_disk);
+  if (claimed == NULL) return -1;
+  long long first = extent * plain->tracks_per_extent, last = first + plain->tracks_per_extent - 1;
+  if (last >= plain->tracks) last = plain->tracks - 1;
+  int found = PySet_GET_SIZE(claimed) > 0;
+  for (long long page = first / tracks_per_page; found > 0 && page <= last / tracks_per_page; page++) {
+    PyObject *key = PyLong_FromLongLong(page);
+    found = key == NULL ? -1 : PySet_Contains(claimed, key);
+    Py_XDECREF(key);
+  }
+  Py_DECREF(claimed);
+  return found;
+}
+
+/* checkpoint.is_prepared but for the generation: each extent is_recorded. */
 static int is_active(PyObject *core, PyObject *table, const struct plain *plain) {
   PyObject *on_disk = PyObject_GetAttr(table, n_active_on_disk), *uses = PyObject_GetAttr(core, n_extents);
   int found = on_disk == NULL || uses == NULL ? -1 : 1;
@@ -404,6 +423,7 @@ static int is_active(PyObject *core, PyObject *table, const struct plain *plain)
     found = key == NULL ? -1 : PySet_Contains(on_disk, key);
     if (found > 0) found = PyDict_Contains(uses, key);
     Py_XDECREF(key);
+    if (found == 0) found = is_claimed(table, plain, extent);
   }
   Py_XDECREF(on_disk);
   Py_XDECREF(uses);
@@ -879,7 +899,7 @@ struct plane {
 /* What the facts in the slots rest on: whenever one of these is another, all are asked anew. */
 struct basis {
   PyObject *active_on_disk;
-  unsigned long long extents, shadow, pending;
+  unsigned long long extents, shadow, pending, claims;
   int is_paired;
 };
 
@@ -1127,9 +1147,10 @@ static void look_at_basis(Lane *self, PyObject *table) {
   found.extents = get_version(self->core, n_extents);
   found.shadow = get_version(table, n__shadow);
   found.pending = get_version(table, n__pending);
+  found.claims = get_version(table, n__claimed);
   struct basis *old = &self->basis;
   if (found.active_on_disk != old->active_on_disk || found.extents != old->extents || found.shadow != old->shadow ||
-      found.pending != old->pending || found.is_paired != old->is_paired)
+      found.pending != old->pending || found.claims != old->claims || found.is_paired != old->is_paired)
     self->stamp++;
   Py_XDECREF(old->active_on_disk);
   *old = found;
