@@ -174,9 +174,7 @@ def _conclude(
         handle.stats.write.note(waited_s + monotonic() - start)
 
 
-def _conclude_alone(
-    buf: memoryview, plain: lane.Pass, local: int, number: int, is_lost: bool, waited_s: float
-) -> int:
+def _conclude_alone(buf: memoryview, plain: lane.Pass, local: int, number: int, is_lost: bool, waited_s: float) -> int:
     """As _conclude, for the filter, which has no handle: returns the errno for the client, 0 for success."""
     assert isinstance(_process.service, service.HostService)
     handle = _Handle(service.HostExport(_process.service))
@@ -184,7 +182,7 @@ def _conclude_alone(
         _conclude(handle, buf, 0, plain, local, number, is_lost, waited_s)
     except PathError as error:
         return _get_errno(error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - it was told, and there is nobody here to raise it to
         return errno.EIO
     return 0
 

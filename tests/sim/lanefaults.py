@@ -66,8 +66,8 @@ LANE = (
     Mutation(
         "lane: a write to tracks of which some are owed is local",
         "nbdplugin.lane.begin_write",
-        "if is_owed and not table.owed.is_all(span.first, span.count):",
-        "if False:",
+        "is_owed = table.owed.is_all(span.first, span.count)",
+        "is_owed = table.owed.is_any(span.first, span.count)",
         hint=1,
         also=(
             "nbdplugin.lane.end_write",
