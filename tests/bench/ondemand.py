@@ -1,12 +1,14 @@
 """ondemand - how long a host waits that reads 4 KiB of a track which only the peer has.
 
-Ours: through libnbd to the product's Unix socket, one read at a time; each of a track that is still invalid, which the
-counter of fetched tracks must show, else the read does not count (while the copy runs it may have been first).
-Against: a bare libnbd read of one whole track (64 KiB), idle, from the same peer: over TCP loopback from the very
+Ours: through libnbd to the product's Unix socket, one read at a time, of 4 KiB anywhere in a track that is still
+invalid, which the count of fetches must show, else the read does not count (while the copy runs it may have been
+first).  Against: a bare libnbd read of one whole track (64 KiB), from the same peer: over TCP loopback from the very
 process that ours fetches from, on the export of the session under way.  For the record also from `nbdkit file`.
 
-Idle: the background copy is paused (rate 0).  Under copy: its rate has no limit; as the host's reads come one after
-the other it steps aside for them, and what it still brings meanwhile is a figure of its own.
+Idle: the background copy is paused (rate 0), and before each read, whoever's, nothing happens for PAUSE_S: what the
+read before it has left to do is done then, ours storing the rest of its track.  Reads that follow one another at once
+are figures of their own.  Under copy: its rate has no limit; as the host's reads come one after the other it steps
+aside for them, and what it still brings meanwhile is a figure of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbd
 from bench import peers, product
@@ -30,7 +33,8 @@ SIZE = 1 << 30
 TRACK = product.TRACK
 READ = 4096
 IDLE_READS, IDLE_READS_QUICK = 2000, 500
-TURN = 100  # reads of one kind, then of the next
+TURN = 100  # reads of one kind at once, then of the next
+PAUSE_S = 0.001
 WARM_UP = 100
 LEFT_LEAST = 1000  # invalid tracks: with fewer the copy is as good as over
 COUNTED_LEAST = 100
@@ -61,6 +65,8 @@ def run(options: Options) -> Iterator[Figure]:
     yield Figure(GROUP, "read of an invalid track, idle, p50", "us", values("idle p50"), f"{peer}, p50", bare, IDLE)
     yield Figure(GROUP, "the same", "us", values("idle p50"), "bare read of a track, nbdkit file", values("file p50"))
     yield Figure(GROUP, "the same", "us", values("idle p50"), "4 KiB of a valid track", values("valid p50"))
+    name, other = "reads of invalid tracks at once one after the other, p50", "bare reads of tracks likewise, p50"
+    yield Figure(GROUP, name, "us", values("quick p50"), other, values("quick bare p50"))
     slow, bare_slow, copying = values("idle p99"), values("bare p99"), values("busy p99")
     yield Figure(GROUP, "read of an invalid track, idle, p99", "us", slow, f"{peer}, p99", bare_slow)
     name = "read of an invalid track under copy"
@@ -81,8 +87,11 @@ def _measure(folder: Path, reads: int, seed: int) -> dict[str, float]:
         bare = stack.enter_context(_connect(pair.destination.port, f"data/{pair.uuid}/{session}/host"))
         port = stack.enter_context(peers.run_file_tcp(folder, "file", folder / "destination.img"))
         file = stack.enter_context(_connect(port, ""))
+        _time_reads(bare, tracks[:WARM_UP], TRACK)
+        _time_reads(file, tracks[:WARM_UP], TRACK)
         found = _read_idle(pair, (ours, bare, file), tracks[:reads])
-        return found | _read_busy(pair, ours, tracks[reads:])
+        found |= _read_at_once(pair, ours, bare, tracks[reads : 2 * reads])
+        return found | _read_busy(pair, ours, tracks[2 * reads :])
 
 
 @contextmanager
@@ -98,18 +107,28 @@ def _connect(port: int, export: str) -> Iterator[nbd.NBD]:
 
 def _read_idle(pair: Pair, handles: tuple[nbd.NBD, nbd.NBD, nbd.NBD], tracks: list[int]) -> dict[str, float]:
     ours, bare, file = handles
-    _time_reads(bare, tracks[:WARM_UP], TRACK)
-    _time_reads(file, tracks[:WARM_UP], TRACK)
     times: dict[str, list[float]] = {"idle": [], "bare": [], "file": [], "valid": []}
-    before = _count_fetched(pair)
+    before = _count_fetches(pair.source.get_status())
+    for track in tracks:
+        offset = _choose_offset(track)
+        kinds = (("bare", bare, track * TRACK, TRACK), ("file", file, track * TRACK, TRACK))
+        for kind, handle, start, length in (*kinds, ("idle", ours, offset, READ), ("valid", ours, offset, READ)):
+            time.sleep(PAUSE_S)
+            times[kind].append(_time_read(handle, start, length))
+    assert _count_fetches(pair.source.get_status()) - before == len(tracks), "each read but the last kind's was a fetch"
+    return {f"{kind} p{part}": _rank(found, part) for kind, found in times.items() for part in (50, 99)}
+
+
+def _read_at_once(pair: Pair, ours: nbd.NBD, bare: nbd.NBD, tracks: list[int]) -> dict[str, float]:
+    quick: list[float] = []
+    quick_bare: list[float] = []
+    before = _count_fetches(pair.source.get_status())
     for start in range(0, len(tracks), TURN):
         turn = tracks[start : start + TURN]
-        times["bare"] += _time_reads(bare, turn, TRACK)
-        times["file"] += _time_reads(file, turn, TRACK)
-        times["idle"] += _time_reads(ours, turn, READ)
-        times["valid"] += _time_reads(ours, turn, READ)
-    assert _count_fetched(pair) - before == len(tracks), "each read of the first kind met an invalid track, no other"
-    return {f"{kind} p{part}": _rank(found, part) for kind, found in times.items() for part in (50, 99)}
+        quick_bare += _time_reads(bare, turn, TRACK)
+        quick += [_time_read(ours, _choose_offset(track), READ) for track in turn]
+    assert _count_fetches(pair.source.get_status()) - before == len(tracks), "each read was a fetch"
+    return {"quick p50": _rank(quick, 50), "quick bare p50": _rank(quick_bare, 50)}
 
 
 def _read_busy(pair: Pair, ours: nbd.NBD, tracks: list[int]) -> dict[str, float]:
@@ -119,11 +138,11 @@ def _read_busy(pair: Pair, ours: nbd.NBD, tracks: list[int]) -> dict[str, float]
     status = pair.source.get_status()
     before, start = status["counters"], time.monotonic()
     for track in tracks:
-        fetched = status["counters"]["fetched_tracks"]
-        took = _time_reads(ours, [track], READ)
+        fetches = _count_fetches(status)
+        took = _time_read(ours, _choose_offset(track), READ)
         status = pair.source.get_status()
-        if status["counters"]["fetched_tracks"] > fetched:
-            times += took
+        if _count_fetches(status) > fetches:
+            times.append(took)
         if status["invalid"] < LEFT_LEAST:
             break
     took_s = time.monotonic() - start
@@ -133,18 +152,25 @@ def _read_busy(pair: Pair, ours: nbd.NBD, tracks: list[int]) -> dict[str, float]
     return {"busy p50": _rank(times, 50), "busy p99": _rank(times, 99), "copy rate": copied / took_s}
 
 
-def _count_fetched(pair: Pair) -> int:
-    return int(pair.source.get_status()["counters"]["fetched_tracks"])
+def _count_fetches(status: dict[str, Any]) -> int:
+    """How often the peer was asked for what a host's request waited for: counted before that is answered."""
+    return sum(status["latency"]["kinds"]["fetch"]["counts"])
+
+
+def _choose_offset(track: int) -> int:
+    """Of 4 KiB somewhere in the track, the same each time."""
+    return track * TRACK + random.Random(track).randrange(TRACK // READ) * READ
 
 
 def _time_reads(handle: nbd.NBD, tracks: Sequence[int], length: int) -> list[float]:
-    """Microseconds of each."""
-    found = []
-    for track in tracks:
-        start = time.perf_counter()
-        handle.pread(length, track * TRACK)
-        found.append((time.perf_counter() - start) * 1e6)
-    return found
+    return [_time_read(handle, track * TRACK, length) for track in tracks]
+
+
+def _time_read(handle: nbd.NBD, offset: int, length: int) -> float:
+    """Microseconds."""
+    start = time.perf_counter()
+    handle.pread(length, offset)
+    return (time.perf_counter() - start) * 1e6
 
 
 def _rank(values: list[float], percent: int) -> float:
