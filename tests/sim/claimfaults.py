@@ -35,7 +35,6 @@ CLAIMS = (
         "nbdplugin.tracks.Table._build_page",
         "if page in self._claimed:",
         "if page in self._claimed and page not in self.owed_pages_on_disk:",
-        hint=194,
     ),
     Mutation(
         "claims: a session begins with pages claimed",

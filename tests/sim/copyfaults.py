@@ -21,14 +21,14 @@ COPY = (
         "nbdplugin.transfer._push",
         "run = Span(run.first, min(run.count, count))",
         "pass",
-        hint=6,
+        hint="destination invalid, holes | newest here: 0 write A, 0 push",
     ),
     Mutation(
         "what the peer told of its holes is believed in another turn",
         "nbdplugin.transfer.find_even",
         " or view.turn != core.turn",
         "",
-        hint=11,
+        hint=21,
     ),
     Mutation(
         "what the peer told of its holes is believed in another session",
