@@ -1,7 +1,7 @@
 """copyfaults - faults of the copy and of what it believes about holes; see mutations.py.
 
 Left out, since 600 seeds find nothing: `_hold` does not ask whether a run is still owed (the gate keeps writes out, and
-what is not owed the peer has), `_push_held` not whether a sync failed meanwhile (nor does anybody find it in `_push`).
+what is not owed the peer has), `_push_held` not whether a sync failed meanwhile.
 """
 
 from __future__ import annotations
