@@ -20,7 +20,7 @@ from nbdplugin import actions, checkpoint, control, lineage, link, modes, status
 from nbdplugin.actions import Patience
 from nbdplugin.control import Control, get_policy, get_side, get_text
 from nbdplugin.copier import Copier
-from nbdplugin.core import Core
+from nbdplugin.core import UNFLUSHED_MOST, Core
 from nbdplugin.engine import Engine, start_thread
 from nbdplugin.errors import BadRequest, PathError, PeerRefused, SessionOver
 from nbdplugin.link import Link
@@ -263,11 +263,17 @@ class HostService:
             self.core.resume_admission()
             self.engine.release_woken()
 
+    def _rest(self, wanted_s: float) -> None:
+        """At least one interval, at most _REST, and not while so much is unflushed that it would soon stand for all."""
+        for number in range(1, _REST + 1):
+            time.sleep(self.params.checkpoint_s)
+            if number * self.params.checkpoint_s >= wanted_s or len(self.core.unflushed) > UNFLUSHED_MOST // 4:
+                return
+
     def _keep_checkpoints(self) -> None:
         took_s = 0.0
         while True:
-            pause_s = self.params.checkpoint_s
-            time.sleep(min(max(pause_s, _REST * took_s), _REST * pause_s))
+            self._rest(_REST * took_s)
             start = time.monotonic()
             try:
                 with self.engine.lock:
