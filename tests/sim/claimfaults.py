@@ -28,7 +28,7 @@ CLAIMS = (
         "nbdplugin.tracks.Table._build_page",
         "owed = ((1 << self._get_page_tracks(page)[1]) - 1) & ~invalid",
         "owed = (1 << self._get_page_tracks(page)[1]) - 1",
-        hint=5,
+        hint=7,
     ),
     Mutation(
         "claims: a claimed page that is written again owes what memory does",
@@ -41,7 +41,7 @@ CLAIMS = (
         "nbdplugin.modes.session_up",
         "yield from checkpoint.unclaim(core)",
         "yield from ()",
-        hint=5,
+        hint=16,
     ),
     Mutation(
         "claims: a page is claimed while a session is up",

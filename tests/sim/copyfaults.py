@@ -48,7 +48,7 @@ COPY = (
         "nbdplugin.scatter._push_held",
         "        core.note_sent(run)\n",
         "",
-        hint=4,
+        hint=40,
     ),
     Mutation(
         "several runs stop being owed before they are sent",
