@@ -108,7 +108,7 @@ MUTATIONS = (
         "nbdplugin.transfer._store",
         "if core.session != session:",
         "if False:",
-        hint=184,
+        hint=None,  # not found by 3,000 seeds since the copy looks for holes ahead
         faults=("cut",),
         aim=("sync A", "synchronized"),
         steps=1_000,
@@ -678,7 +678,7 @@ MUTATIONS = (
         "nbdplugin.modes.set_policy",
         "yield from core.write_header()",
         "yield from ()",
-        hint=12,
+        hint=None,  # found by seed 12 of older flows; by no quick one now
     ),
     Mutation(
         "a resolve forgets what the peer last accepted",
