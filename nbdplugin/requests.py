@@ -154,9 +154,15 @@ def _write_admitted(core: Core, request: Request, item: HostWrite) -> Flow[None]
                 core.leave_gate(ticket)
             if is_done and item.is_fua:
                 has_waited = yield from _flush_both(core, request)
-                is_done = not (has_waited and core.is_strict)  # resumed meanwhile: the peer may lack the write
+                is_done = not (has_waited and (core.is_strict or _is_gone(core, item)))  # the peer may lack the write
     finally:
         core.depart(request)
+
+
+def _is_gone(core: Core, item: HostWrite) -> bool:
+    """Whether what was written was at the peer only, and the pair has ended."""
+    span = core.table.geometry.get_span(item.offset, item.length)
+    return core.path is Path.ALONE and core.table.invalid.is_any(span.first, span.count)
 
 
 def flush(core: Core) -> Flow[None]:

@@ -101,16 +101,21 @@ class NoSpace(errors.PathctlError):
 
 
 def _ends(method: "Callable[Concatenate[Database, P], T]") -> "Callable[Concatenate[Database, P], T]":
-    """A method that ends something: on a full file system it is tried again with the reserve given up."""
+    """A method that ends something: on a full file system it is tried again with the reserve given up.
+
+    Where there is room the reserve is taken again at once: a restart may need it before anything new begins.
+    """
 
     def end(database: "Database", /, *values: P.args, **named: P.kwargs) -> T:
         try:
             with database.using_reserve():
-                return method(database, *values, **named)
+                found = method(database, *values, **named)
         except NoSpace:
             database.reserve.release()
             with database.using_reserve():
                 return method(database, *values, **named)
+        database.reserve.ensure()
+        return found
 
     end.__doc__ = method.__doc__
     return end

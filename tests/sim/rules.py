@@ -365,7 +365,7 @@ class Rules:
         """(cell, what a power loss may leave of it) on the side whose copy recovery would take."""
         for view in {id(view): view for view in (self.metas[A].view, self.metas[A].durable)}.values():
             for side in (A, B):
-                if side == B and (not view.header.committed or self._is_blind()):
+                if side == B and (not view.header.committed or self._is_blind() or self.is_split(view)):
                     continue
                 for cell, older in self.stores.dirty[side].items():
                     bit = 1 << cell // PER_TRACK
