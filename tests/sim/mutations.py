@@ -28,6 +28,7 @@ from tests.sim.copyfaults import COPY
 from tests.sim.lanefaults import LANE
 from tests.sim.mutation import Mutation as Mutation
 from tests.sim.mutation import apply as apply
+from tests.sim.requestfaults import REQUESTS
 
 MUTATIONS = (
     Mutation(
@@ -227,16 +228,6 @@ MUTATIONS = (
         "if True:",
         hint=15,
         faults=("sync A",),
-        steps=1_000,
-    ),
-    Mutation(
-        "a FUA write is acknowledged although the pair that alone had its data has ended",
-        "nbdplugin.requests._write_admitted",
-        "(core.is_strict or _is_gone(core, item))",
-        "core.is_strict",
-        hint=12,
-        faults=("sync A", "cut"),
-        lazy="flush",
         steps=1_000,
     ),
     Mutation(
@@ -700,4 +691,5 @@ MUTATIONS = (
     *CLAIMS,
     *LANE,
     *COPY,
+    *REQUESTS,
 )
