@@ -235,7 +235,7 @@ MUTATIONS = (
         "nbdplugin.tracks.Table.is_settled",
         "(self._shadow.get(page), self._pending.get(page))",
         "(self._shadow.get(page), None)",
-        hint=12,
+        hint=97,
         faults=("sync A", "cut"),
         lazy="flush",
         steps=1_000,
