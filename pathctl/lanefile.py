@@ -20,6 +20,7 @@ from pathctl import errors
 log = logging.getLogger(__name__)
 
 PROBE_S = 30.0
+_CANNOT = "volumes started from now on are slower, the compiled lane cannot be used ({}); run scripts/setup"
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -44,29 +45,36 @@ def find_plugin() -> str:
     return str(Path(next(iter(spec.submodule_search_locations))) / "plugin.py")
 
 
+class _Known:
+    """What was found last; None before."""
+
+    lane: Lane | None = None
+
+
 def find(nbdkit: str, plugin: str) -> Lane:
-    """The lane beside the plugin; nbdkit is asked once for each pair of files (some hundredths of a second)."""
+    """The lane beside the plugin.  Blocks for some hundredths of a second, once for each pair of files."""
     file = Path(plugin).with_name(f"_lane{sysconfig.get_config_var('EXT_SUFFIX')}")
     try:
-        return _ask(nbdkit, str(file), os.stat(nbdkit).st_mtime_ns, file.stat().st_mtime_ns)
-    except OSError as error:
-        return _without(f"{error.filename} is not there")
+        found = _ask(nbdkit, str(file), os.stat(nbdkit).st_mtime_ns, file.stat().st_mtime_ns)
+    except FileNotFoundError as error:
+        found = Lane(None, _CANNOT.format(f"{error.filename} is not there"))
+    except (OSError, subprocess.SubprocessError) as error:  # not kept: it may go well the next time
+        found = Lane(None, _CANNOT.format(error))
+    if found.problem and found != _Known.lane:
+        log.warning("%s", found.problem)
+    _Known.lane = found
+    return found
+
+
+def get_problem() -> str | None:
+    """Of the last volume that was started; asks nobody."""
+    return _Known.lane.problem if _Known.lane else None
 
 
 @functools.lru_cache(maxsize=4)
 def _ask(nbdkit: str, file: str, *_: int) -> Lane:
     command = [nbdkit, f"--filter={file}", "--dump-plugin", "python"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=PROBE_S, text=True)
-    except subprocess.CalledProcessError as error:
-        return _without(f"nbdkit says: {' '.join(error.stderr.split())[:300]}")
-    except (OSError, subprocess.SubprocessError) as error:
-        return _without(f"nbdkit cannot be asked: {error}")
+    done = subprocess.run(command, check=False, capture_output=True, timeout=PROBE_S, text=True)
+    if done.returncode:
+        return Lane(None, _CANNOT.format(f"nbdkit says: {' '.join(done.stderr.split())[:300]}"))
     return Lane(file)
-
-
-@functools.lru_cache(maxsize=4)
-def _without(why: str) -> Lane:
-    problem = f"volumes started from now on are slower, the compiled lane cannot be used ({why}); run scripts/setup"
-    log.warning("%s", problem)
-    return Lane(None, problem)

@@ -6,7 +6,7 @@ What is not well with one pair, volume or peer stands in its own answer.
 import os
 from pathlib import Path
 
-from pathctl import errors, lanefile, reserve, units
+from pathctl import lanefile, reserve, units
 from pathctl.node import Node
 
 LOW = 16 << 20  # bytes left in the state folder's file system; below, it is told
@@ -40,8 +40,5 @@ def _of_listening(node: Node) -> list[str]:
 
 
 def _of_lane() -> list[str]:
-    try:
-        found = lanefile.find(lanefile.find_nbdkit(), lanefile.find_plugin())
-    except errors.PathctlError as error:
-        return [error.message]
-    return [found.problem] if found.problem else []
+    problem = lanefile.get_problem()
+    return [problem] if problem else []
